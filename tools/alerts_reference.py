@@ -9,7 +9,7 @@ from typing import Final
 from agent.alerts.alertmanager_request import AGENT_LOST, AGENT_RUNNING
 from agent.alerts.catalogue import ALERT_CATALOGUE, AlertInfo
 from agent.alerts.rules.rule_types import LimitUnit, Runbook
-from agent.common.units import format_bytes
+from agent.common.durations_and_sizes import format_bytes
 from deploy.prometheus.alert_rule import PrometheusRule
 from deploy.prometheus.alert_rules import FORWARD_RULES, PROMETHEUS_RULES
 

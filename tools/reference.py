@@ -34,7 +34,7 @@ from agent.model.metrics.block import BLOCK, BLOCK_SPACE
 from agent.model.metrics.identity import IDENTITY
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Record, Severity, Vm
-from agent.model.state_records import STATES
+from agent.model.state_topic_records import STATES
 from agent.monitors import Monitor
 from agent.qmp.queries import QUERIES, Query, QueryTrigger
 from agent.schemas.data import LIFECYCLE_CHANGES
@@ -212,7 +212,7 @@ def _make_sample_agent() -> Agent:
     app.observer.on_collector_run("block", PollOutcome.OK)
     app.observer.on_events_dropped(vm, "before_attach", 1)
     app.observer.on_messages_skipped(vm, "unreadable", 1)
-    app.observer.on_incoming_connection_refused("unix:/run/qmp.sock", "user")
+    app.observer.on_agent_refused_incoming_connection("unix:/run/qmp.sock", "user")
     return app
 
 

@@ -87,7 +87,7 @@ class AlertmanagerMember:
                 lost_alerts = await self._send_request(
                     session, "GET", options, params=requests.agent_lost_query_parameters()
                 )
-                if ended := requests.resolve_alerts_of_earlier_runs(orjson.loads(lost_alerts), time.time()):
+                if ended := requests.compose_agent_lost_resolution(orjson.loads(lost_alerts), time.time()):
                     await self._send_request(session, "POST", options, json=ended)
                 self._earlier_runs_ended = True
             for start in range(0, max(1, len(alerts)), MAX_ALERTS_PER_REQUEST):

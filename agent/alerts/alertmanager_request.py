@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from agent.alerts.store import Alert
-from agent.common.units import format_bytes
+from agent.common.durations_and_sizes import format_bytes
 
 RESOLVED_SECONDS = 900.0
 """How long a resolved alert is repeated. Prometheus uses the same time (rules/alerting.go: resolvedRetention)."""
@@ -134,7 +134,7 @@ class AlertmanagerRequests:
         host = self._host.replace("\\", "\\\\").replace('"', '\\"')
         return [("filter", f'alertname="{AGENT_LOST}"'), ("filter", f'host="{host}"')]
 
-    def resolve_alerts_of_earlier_runs(self, alerts: object, now: float) -> list[dict[str, Any]]:
+    def compose_agent_lost_resolution(self, alerts: object, now: float) -> list[dict[str, Any]]:
         """Return the body of a request that resolves the `agent_lost` alerts of the agent's earlier runs.
 
         Args:

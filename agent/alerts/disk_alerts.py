@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 from agent.alerts.disk_levels import MAX_SIZE_BYTES
 from agent.alerts.disk_space_values import disk_space_values, space_sample
-from agent.alerts.disk_threshold_types import DetectedBy, DiskLayer, LevelCrossing, ThresholdPolicy
+from agent.alerts.disk_threshold_types import DetectedBy, DiskLayer, DiskLevelCrossing, ThresholdPolicy
 from agent.alerts.disk_usage import DiskUsage
 from agent.alerts.failure_rules import HOUR
-from agent.alerts.highest_writes import HighestWriteStore, ImageKey
+from agent.alerts.highest_write_offsets import HighestWriteStore, ImageKey
 from agent.alerts.pool_usage import PoolUsage
 from agent.alerts.rules.process_state import EMPTY_SET, VmProcessState
 from agent.alerts.store import AlertStore
@@ -351,7 +351,7 @@ class DiskAlerts:
         state: VmProcessState,
         device: str,
         tracker: ThresholdTracker,
-        crossings: Iterable[LevelCrossing],
+        crossings: Iterable[DiskLevelCrossing],
         time_ns: int,
     ) -> Iterator[Record]:
         """Fire or resolve the alert of each crossed level."""

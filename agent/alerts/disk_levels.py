@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from agent.common.units import parse_bytes
+from agent.common.durations_and_sizes import parse_bytes
 
 MAX_SIZE_BYTES = 2**63 - 1
 """Maximum of every number of bytes. QEMU reports a larger threshold as a negative number."""
@@ -56,7 +56,7 @@ def parse_disk_level(text: str) -> DiskAlertLevel:
 
 
 @dataclass(frozen=True, slots=True)
-class LevelInBytes:
+class LevelAsUsedBytes:
     """An alert level of one disk as a number of bytes.
 
     Attributes:
@@ -68,7 +68,9 @@ class LevelInBytes:
     bytes: int
 
 
-def levels_to_bytes(levels: Sequence[DiskAlertLevel], limit: int) -> tuple[LevelInBytes, ...]:
+def levels_as_used_bytes(levels: Sequence[DiskAlertLevel], limit: int) -> tuple[LevelAsUsedBytes, ...]:
     """Return the levels of a disk of `limit` bytes, the lowest first. Leave out levels that are not between 0 and `limit`."""
     text_of = {level.bytes_of(limit): level.text for level in levels}
-    return tuple(LevelInBytes(text_of[size], size) for size in sorted(text_of) if 0 < size < min(limit, MAX_SIZE_BYTES))
+    return tuple(
+        LevelAsUsedBytes(text_of[size], size) for size in sorted(text_of) if 0 < size < min(limit, MAX_SIZE_BYTES)
+    )

@@ -1,7 +1,7 @@
 """Lookups of names, levels and growth of disks, for records, the endpoint and the alerts of pools. Pure."""
 
 from agent.alerts.disk_alerts import DiskAlerts
-from agent.alerts.disk_levels import LevelInBytes
+from agent.alerts.disk_levels import LevelAsUsedBytes
 from agent.alerts.pool_usage import MAX_GROWERS, GrowingDisk, PoolUsage
 from agent.alerts.processes import ProcessRegistry
 from agent.model.record import Record, Vm
@@ -14,7 +14,7 @@ class DiskLookup:
         self._processes = processes
         self._disks = disks
 
-    def levels_of_disk(self, vm: Vm, device: str) -> tuple[LevelInBytes, ...]:
+    def levels_of_disk(self, vm: Vm, device: str) -> tuple[LevelAsUsedBytes, ...]:
         """Return the levels of a VM's disk, the lowest first; empty if the policy is off or the disk cannot run out of space."""
         state = self._processes.find_active_process_of_vm(vm)
         tracker = state.trackers.get(device) if state is not None else None
@@ -30,7 +30,7 @@ class DiskLookup:
                 growers.append(GrowingDisk(vm.name, device, rate))
         return sorted(growers, key=lambda grower: -grower.rate)[:MAX_GROWERS]
 
-    def subject_of_disk_event(self, event: Record) -> str:
+    def stable_disk_name_of_event(self, event: Record) -> str:
         """Return the subject of an event about a disk: the disk's stable name, or the name in the event if the disk is unknown."""
         state = self._processes.find_attached_process_of_vm(event.vm)
         if state is None:

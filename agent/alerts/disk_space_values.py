@@ -21,9 +21,9 @@ def disk_space_values(usage: DiskUsage) -> dict[str, Any]:
         figures["pool"] = usage.pool.name
     if usage.is_limit_known and usage.limit:
         figures |= {"limited_by": usage.limited_by.value, "limit_bytes": usage.limit}
-    if usage.is_measured:
+    if usage.is_usage_known:
         figures["used_bytes"] = usage.used
-    if usage.is_measured and "limit_bytes" in figures:
+    if usage.is_usage_known and "limit_bytes" in figures:
         figures["free_bytes"] = usage.free
     if usage.growth.rate is not None:
         figures["growth_bytes_per_second"] = round(usage.growth.rate, 1)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from agent.alerts.disk_levels import MAX_SIZE_BYTES, DiskAlertLevel, LevelInBytes
+from agent.alerts.disk_levels import MAX_SIZE_BYTES, DiskAlertLevel, LevelAsUsedBytes
 
 
 class ThresholdMode(StrEnum):
@@ -71,7 +71,7 @@ class ThresholdPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class LevelCrossing:
+class DiskLevelCrossing:
     """An alert level that a disk's usage crossed, upwards or downwards.
 
     Attributes:
@@ -83,7 +83,7 @@ class LevelCrossing:
         resolved_by: Why the level is no longer exceeded; valid only if `firing` is false.
     """
 
-    level: LevelInBytes
+    level: LevelAsUsedBytes
     used: int
     limit: int
     detected_by: DetectedBy

@@ -124,16 +124,16 @@ class DiskUsage:
 
     @property
     def free(self) -> int:
-        """Bytes left until the disk is full; valid only if `is_measured` is True."""
+        """Bytes left until the disk is full; valid only if `is_usage_known` is True."""
         return max(0, self.limit - self.used)
 
     @property
     def used(self) -> int:
-        """Bytes in use; valid only if `is_measured` is True."""
+        """Bytes in use; valid only if `is_usage_known` is True."""
         return self.allocated_bytes or 0 if self.used_bytes_measure == "allocated" else self.offset
 
     @property
-    def is_measured(self) -> bool:
+    def is_usage_known(self) -> bool:
         """True if the usage is known. A highest write offset of 0 counts as unknown, because QEMU starts at 0 when it opens an image."""
         return self.allocated_bytes is not None if self.used_bytes_measure == "allocated" else self.offset > 0
 
@@ -162,7 +162,7 @@ class DiskUsage:
         """Growth of the highest write offset since the last poll of the layers, in bytes."""
         return self.offset - self._layers_offset
 
-    def on_offset(self, offset: int, now: float) -> None:
+    def on_highest_write_offset(self, offset: int, now: float) -> None:
         """Handle a poll of the highest write offset in the storage."""
         self.offset = max(self.offset, offset)
         self._store_usage_at_reading()
@@ -209,7 +209,7 @@ class DiskUsage:
         return bool(path_before) and not is_same
 
     def _add_point(self, now: float) -> None:
-        if self.is_measured:
+        if self.is_usage_known:
             self.growth.add(self.used, now)
 
     def on_threshold_exceeded(self, offset: int) -> None:

@@ -20,7 +20,7 @@ from agent.alerts.disk_usage import UNKNOWN_POOL
 from agent.alerts.event_alerts import HANDLED_EVENTS, EventAlerts
 from agent.alerts.guest_alerts import GuestAlerts
 from agent.alerts.guest_policy import GuestAlertPolicy
-from agent.alerts.highest_writes import HighestWriteStore
+from agent.alerts.highest_write_offsets import HighestWriteStore
 from agent.alerts.persistence import AlertPersistence, EntryNameAndValue
 from agent.alerts.processes import IsProcessAlive, ProcessRegistry
 from agent.alerts.rules.overrides import AlertOverrides
@@ -193,7 +193,7 @@ class AlertEngine:
         changes = self._to_changes(self._events.on_event(state, event, name, now_ns))
         if name in event_rules.event_names:
             is_disk = event.data["category"] == EventCategory.BLOCK
-            subject = self.disk_lookup.subject_of_disk_event(event) if is_disk else event.subject
+            subject = self.disk_lookup.stable_disk_name_of_event(event) if is_disk else event.subject
             changes += self._to_changes(event_rules.on_event(state, event, name, subject, now_ns))
         return changes + self._to_changes(self._shared_uuids.switch_primary(event.vm.uuid, event.time_ns))
 

@@ -7,7 +7,7 @@ resolves no alert.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from agent.alerts.disk_levels import levels_to_bytes
+from agent.alerts.disk_levels import levels_as_used_bytes
 from agent.alerts.failure_rules import (
     GUEST_AGENT_LOST_HELP,
     GUEST_AGENT_LOST_SECONDS,
@@ -131,7 +131,7 @@ class GuestAlerts:
         used, size = sample.values.get("used_bytes"), sample.values.get("size_bytes")
         if used is None or not size:
             return
-        levels = levels_to_bytes(self.policy.levels(state.vm, mountpoint), size)
+        levels = levels_as_used_bytes(self.policy.levels(state.vm, mountpoint), size)
         figures = {"used_bytes": used, "limit_bytes": size, "free_bytes": size - used}
         without_level = [alert for text, alert in firing.items() if text not in {level.text for level in levels}]
         yield from self._store.resolve(without_level, time_ns, "level_gone", figures)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from agent.alerts.highest_writes import HighestWriteStore
+from agent.alerts.highest_write_offsets import HighestWriteStore
 from agent.alerts.processes import ProcessRegistry
 from agent.alerts.rules.derived_samples import VmRuleState
 from agent.alerts.rules.process_state import VmProcessState

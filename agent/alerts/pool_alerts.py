@@ -7,8 +7,8 @@ from agent.alerts.pool_levels import (
     PoolAlertLevel,
     PoolPolicyLookup,
     bytes_until_level,
-    is_exceeded,
     is_highest_of_several_levels,
+    is_pool_level_exceeded,
 )
 from agent.alerts.pool_usage import (
     MAX_ERROR_LENGTH,
@@ -92,10 +92,10 @@ class PoolAlerts:
 
     def on_reading(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
         """Fire and resolve the alerts of a pool after a new reading."""
-        yield from self.on_responsive(usage, now_ns)
+        yield from self.on_pool_answered(usage, now_ns)
         yield from self.update_level_alerts(usage, now_ns)
 
-    def on_responsive(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
+    def on_pool_answered(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
         """Resolve the alerts of an unresponsive pool, because the pool has answered with a reading or with an error."""
         usage.has_stalled_disk = False
         unresponsive = [alert for alert in self._store.alerts_of_owner(usage.owner) if alert.name == UNRESPONSIVE]
@@ -124,7 +124,7 @@ class PoolAlerts:
         policy = self._policy_lookup(usage)
         for level in policy.levels if usage.pool.kind is not PoolKind.DEVICE else ():
             firing = level.text in usage.exceeded
-            exceeded = is_exceeded(level, usage, policy.hysteresis, firing=firing)
+            exceeded = is_pool_level_exceeded(level, usage, policy.hysteresis, firing=firing)
             if exceeded is True:
                 usage.exceeded |= {level.text}
                 severity = Severity.CRITICAL if is_highest_of_several_levels(level, policy, usage) else Severity.WARNING

@@ -54,7 +54,7 @@ class _UsedBytesSeries:
     times: "array[float]" = field(default_factory=lambda: array("d"))
     used: "array[float]" = field(default_factory=lambda: array("d"))
 
-    def add(self, time: float, used: float) -> bool:
+    def add_if_spacing_passed(self, time: float, used: float) -> bool:
         """Add a point if the last point is at least `spacing` seconds old; return whether the point was added."""
         if self.times and time - self.times[-1] < self.spacing:
             return False
@@ -121,8 +121,8 @@ class PoolGrowth:
         self._rates.clear()
         *shorter_series, day = self._series
         for series in shorter_series:
-            series.add(at, used)
-        self.added_point_count += day.add(at, used)
+            series.add_if_spacing_passed(at, used)
+        self.added_point_count += day.add_if_spacing_passed(at, used)
         self._last_measurement = at, used
 
     def rate(self, window: float) -> float | None:
@@ -208,4 +208,4 @@ class PoolGrowth:
         for point in stored if isinstance(stored, list) else ():
             match point:
                 case [int(at), int(used)] if now - DAY_SECONDS * (1 + TOLERANCE) <= at <= now and 0 <= used < 1 << 63:
-                    self._series[-1].add(at, used)
+                    self._series[-1].add_if_spacing_passed(at, used)

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from agent.alerts.pool_growth import LOOK_AHEAD
 from agent.alerts.pool_usage import PoolUsage
-from agent.common.units import parse_bytes, parse_seconds
+from agent.common.durations_and_sizes import parse_bytes, parse_seconds
 
 
 class PoolLevelMeasure(StrEnum):
@@ -87,7 +87,7 @@ def parse_pool_level(text: str) -> PoolAlertLevel:
     raise ValueError('should be a level such as "85%", "free 20GiB", "full in 2h", "inodes 90%" or "metadata 75%"')
 
 
-def is_exceeded(level: PoolAlertLevel, usage: PoolUsage, hysteresis: float, *, firing: bool) -> bool | None:
+def is_pool_level_exceeded(level: PoolAlertLevel, usage: PoolUsage, hysteresis: float, *, firing: bool) -> bool | None:
     """Return whether a pool exceeds a level; None if the pool's values for this level are unknown.
 
     Args:

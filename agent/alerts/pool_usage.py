@@ -165,7 +165,7 @@ class PoolUsage:
         return reading.used_bytes if reading.used_bytes is not None else reading.size_bytes - reading.free_bytes
 
     @property
-    def reported_problem(self) -> str:
+    def problem_in_last_reading(self) -> str:
         """The problem in the last reading; empty without a problem. A read-only pool is no problem if no VM writes to the pool."""
         problem = self.reading.problem if self.reading is not None else ""
         is_harmless = problem == READ_ONLY_PROBLEM and not any(image.writable for image in self.images.values())
@@ -232,7 +232,7 @@ class PoolUsage:
                 "growth_over_day_bytes_per_second": _round_if_known(self.growth.rate(DAY_SECONDS)),
                 "time_to_full_seconds": _round_if_known(self.time_to_full),
                 "time_to_full_at_day_growth_seconds": _round_if_known(self._time_to_full_at_day_growth()),
-                "problem": self.reported_problem or None,
+                "problem": self.problem_in_last_reading or None,
             }
         return {name: value for name, value in values.items() if value is not None}
 

@@ -59,7 +59,7 @@ class ProcessRegistry:
             pid: The process id; None if unknown.
         """
         states = self._by_uuid.setdefault(vm.uuid, [])
-        state = next((state for state in states if state.is_process(vm, pid)), None)
+        state = next((state for state in states if state.is_process_of_vm(vm, pid)), None)
         if state is None:
             is_second = any(other.detached_at is None for other in states)
             state = self.add(vm, pid, instance=vm.monitor if is_second else "")
@@ -130,12 +130,12 @@ class ProcessRegistry:
         """Return the attached processes of a UUID whose guest is known to run."""
         return [state for state in self.processes_with_uuid(uuid) if state.detached_at is None and state.run.running]
 
-    def is_uuid_unique(self, uuid: str) -> bool:
+    def runs_at_most_one_guest(self, uuid: str) -> bool:
         """Return whether at most one process of a UUID runs its guest. False if a process is detached or its run state is unknown."""
         are_known = all(state.has_run_state and state.detached_at is None for state in self.processes_with_uuid(uuid))
         return are_known and len(self.processes_with_running_guest(uuid)) < 2
 
-    def clashing_processes(self, uuid: str) -> list[VmProcessState]:
+    def running_processes_sharing_uuid(self, uuid: str) -> list[VmProcessState]:
         """Return the running processes of a UUID if several guests certainly run at the same time; else an empty list.
 
         A clash is certain if each guest was polled as running after the last guest began to run. A migration never meets this condition,

@@ -95,7 +95,7 @@ class RunStateAlerts:
         ended = [alert for alert in alerts if _has_ended(alert, status) and alert.seen_ns <= time_ns]
         yield from self._store.resolve(ended, time_ns, "migrated" if status == "postmigrate" else "run_state")
         for alert in self._alerts_of_stop(state):
-            self._store.confirm(alert, time_ns)
+            self._store.confirm_by_poll(alert, time_ns)
         if not any(alert.status == status for alert in alerts):
             yield from self._fire_polled_state(state, status, time_ns, is_first=is_first)
 

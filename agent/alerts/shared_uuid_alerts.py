@@ -47,7 +47,7 @@ class SharedUuidAlerts:
         reason = "vm_gone" if primary.detached_at is not None else "migrated"
         self._processes.make_primary(successor)
         if inherits:
-            self._disks.restore_disks(successor, primary.disk_state_to_store())
+            self._disks.restore_disks(successor, primary.disk_threshold_states())
         primary.trackers, primary.restored_disks = {}, {}
         self._store.reassign(kept, successor.vm, successor.owner)
         self._run_states.on_attached(successor)
@@ -64,7 +64,7 @@ class SharedUuidAlerts:
 
     def _check_uuid(self, uuid: str, now_ns: int) -> Iterator[Record]:
         states = self._processes.processes_with_uuid(uuid)
-        clashing_processes = self._processes.clashing_processes(uuid)
+        clashing_processes = self._processes.running_processes_sharing_uuid(uuid)
         for state in states[1:]:
             state.is_active = state in clashing_processes
         if clashing_processes:
@@ -73,7 +73,7 @@ class SharedUuidAlerts:
             data = {"help": UUID_CLASH_HELP, "monitors": monitors}
             if self._store.find(primary.owner, "uuid_clash") is None:
                 yield from self._store.fire(primary.build_alert("uuid_clash", "", Severity.ERROR, now_ns, data))
-        elif len(states) < 2 or self._processes.is_uuid_unique(uuid):
+        elif len(states) < 2 or self._processes.runs_at_most_one_guest(uuid):
             alerts = (self._store.find(state.owner, "uuid_clash") for state in states)
             yield from self._store.resolve((alert for alert in alerts if alert is not None), now_ns, "uuid_unique")
         if len(self._processes.processes_with_running_guest(uuid)) > 1:

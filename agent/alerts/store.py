@@ -189,7 +189,7 @@ class AlertStore:
             self._firing.pop(alert.owner, None)
         return known
 
-    def confirm(self, alert: Alert, time_ns: int) -> None:
+    def confirm_by_poll(self, alert: Alert, time_ns: int) -> None:
         """Store that a poll at `time_ns` has shown the condition of a firing alert again."""
         known = self.find(alert.owner, *alert.key)
         if known is not None and time_ns > known.seen_ns:

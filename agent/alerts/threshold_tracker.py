@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.alerts.disk_levels import MAX_SIZE_BYTES, DiskAlertLevel, LevelInBytes, levels_to_bytes
+from agent.alerts.disk_levels import MAX_SIZE_BYTES, DiskAlertLevel, LevelAsUsedBytes, levels_as_used_bytes
 from agent.alerts.disk_threshold_types import (
     DetectedBy,
     DiskLayer,
-    LevelCrossing,
+    DiskLevelCrossing,
     LevelResolvedReason,
     LimitedBy,
     ThresholdMode,
@@ -47,13 +47,16 @@ class ThresholdTracker:
     shown_limit: int = 0
     _exceeded: frozenset[str] = frozenset()
     # The cached result of `levels`, after its inputs: the limit, the config's levels, and whether all levels apply.
-    _cached_levels: tuple[tuple[int, tuple[DiskAlertLevel, ...], bool], tuple[LevelInBytes, ...]] = ((0, (), False), ())
+    _cached_levels: tuple[tuple[int, tuple[DiskAlertLevel, ...], bool], tuple[LevelAsUsedBytes, ...]] = (
+        (0, (), False),
+        (),
+    )
     _last_poll_inputs: object = (
         None  # inputs of the last poll; None if that poll crossed a level or requires a poll of the layers
     )
 
     @property
-    def applicable_levels(self) -> tuple[LevelInBytes, ...]:
+    def applicable_levels(self) -> tuple[LevelAsUsedBytes, ...]:
         """The levels that apply to this disk, the lowest first; empty if the policy is off or the disk cannot run out of space.
 
         Levels in percent and in free bytes are left out in two cases. If only the virtual size limits a file, the file stops growing at
@@ -65,7 +68,7 @@ class ThresholdTracker:
         if self._cached_levels[0] != key:
             limit, levels, is_watched = key
             applying = [level for level in levels if is_watched or level.used is not None]
-            self._cached_levels = key, levels_to_bytes(applying, limit)
+            self._cached_levels = key, levels_as_used_bytes(applying, limit)
         return self._cached_levels[1]
 
     @property
@@ -117,9 +120,9 @@ class ThresholdTracker:
         usage, self._last_poll_inputs = self.usage, None
         if storage_node != usage.storage.node or self.slot.needs_read:
             return True  # a snapshot or a completed mirror changed the storage
-        usage.on_offset(offset, now)
+        usage.on_highest_write_offset(offset, now)
         if usage.used_bytes_measure == "offset" or usage.is_raw_on_thin_volume:
-            return usage.is_measured and any(self._level_changes())
+            return usage.is_usage_known and any(self._level_changes())
         written = usage.written_since_layer_poll
         if any(self._level_changes()):  # the limit has changed
             return True
@@ -132,7 +135,7 @@ class ThresholdTracker:
 
     def on_layers(
         self, image_format: DiskLayer, storage: DiskLayer, offset: int, now: float
-    ) -> Iterator[LevelCrossing]:
+    ) -> Iterator[DiskLevelCrossing]:
         """Handle a poll of the layers; yield the levels that were crossed since the last comparison.
 
         Args:
@@ -154,7 +157,7 @@ class ThresholdTracker:
             threshold == level.bytes for level in self.applicable_levels
         )
 
-    def on_event(self, node: str, threshold: int, exceeded_by: int) -> Iterator[LevelCrossing]:
+    def on_event(self, node: str, threshold: int, exceeded_by: int) -> Iterator[DiskLevelCrossing]:
         """Handle the event of the agent's own threshold; yield the levels that the write crossed.
 
         Args:
@@ -170,12 +173,12 @@ class ThresholdTracker:
             self.usage.on_threshold_exceeded(threshold + exceeded_by)
             yield from self._compare_levels(DetectedBy.EVENT)
 
-    def _level_changes(self) -> Iterator[tuple[LevelInBytes, bool]]:
+    def _level_changes(self) -> Iterator[tuple[LevelAsUsedBytes, bool]]:
         """Yield the newly exceeded levels with True, the lowest first, and the levels no longer exceeded with False, the highest first."""
         usage = self.usage
         if not usage.is_limit_known or not usage.limit:
             return
-        if not usage.is_measured and (usage.used_bytes_measure == "allocated" or not usage.is_raw):
+        if not usage.is_usage_known and (usage.used_bytes_measure == "allocated" or not usage.is_raw):
             return  # the usage is unknown
         levels = self.applicable_levels
         if not levels and not self._exceeded:
@@ -188,17 +191,17 @@ class ThresholdTracker:
             if used <= level.bytes - slack and level.text in self._exceeded:
                 yield level, False
         for text in sorted(self._exceeded - {level.text for level in levels}):
-            yield LevelInBytes(text, 0), False
+            yield LevelAsUsedBytes(text, 0), False
 
-    def _compare_levels(self, detected_by: DetectedBy, *, is_replaced: bool = False) -> Iterator[LevelCrossing]:
+    def _compare_levels(self, detected_by: DetectedBy, *, is_replaced: bool = False) -> Iterator[DiskLevelCrossing]:
         """Compare the usage with the levels; store and yield the levels that were crossed since the last comparison."""
         usage, levels = self.usage, self.applicable_levels
         changes = list(self._level_changes())
-        if is_replaced and not usage.is_measured:  # it is unknown whether the new image exceeds these levels
-            changes = [(LevelInBytes(text, 0), False) for text in sorted(self._exceeded)]
+        if is_replaced and not usage.is_usage_known:  # it is unknown whether the new image exceeds these levels
+            changes = [(LevelAsUsedBytes(text, 0), False) for text in sorted(self._exceeded)]
         for level, firing in changes:
             self._exceeded = self._exceeded | {level.text} if firing else self._exceeded - {level.text}
-            yield LevelCrossing(
+            yield DiskLevelCrossing(
                 level,
                 usage.used,
                 usage.limit,
@@ -210,7 +213,7 @@ class ThresholdTracker:
 
     # Commands.
 
-    def _next_level(self) -> LevelInBytes | None:
+    def _next_level(self) -> LevelAsUsedBytes | None:
         """Return the lowest level that is not exceeded."""
         return next((level for level in self.applicable_levels if level.text not in self._exceeded), None)
 

@@ -18,14 +18,14 @@ from agent.app.builders import (
     delivery_settings,
     session_settings,
 )
-from agent.app.dispatcher import SessionDispatcher
+from agent.app.dispatcher import SessionReportDispatcher
 from agent.app.endpoint_source import AgentEndpointSource
 from agent.app.guest_dispatcher import GuestDispatcher
 from agent.app.hang_detector import HangDetector
 from agent.app.health import AgentHealth, HealthLimits
 from agent.app.host_resource_poller import HostResourcePoller
 from agent.app.io_stall_watcher import IoStallWatcher
-from agent.app.latency_histogram_controller import LatencyHistogramController, LatencyHistogramMetrics
+from agent.app.latency_histogram_controller import LatencyHistogramController, LatencyHistogramStateMetrics
 from agent.app.pool_poller import PoolPoller
 from agent.app.publisher import RecordPublisher
 from agent.app.self_metrics import (
@@ -35,7 +35,7 @@ from agent.app.self_metrics import (
     DeliveryMetrics,
     HttpEndpointMetrics,
     MonitorMetrics,
-    RecordMetrics,
+    PublishedRecordsMetrics,
     SelfMetrics,
 )
 from agent.app.state_publisher import StateMetrics, StatePublisher, StateSources
@@ -121,8 +121,8 @@ class Agent:
         self._tasks: asyncio.TaskGroup
         self._alertmanager: asyncio.Task[None] | None = None
 
-    def _build_observer(self) -> SessionDispatcher:
-        return SessionDispatcher(
+    def _build_observer(self) -> SessionReportDispatcher:
+        return SessionReportDispatcher(
             self.publisher,
             self.snapshot,
             self.alerts,
@@ -171,11 +171,11 @@ class Agent:
 
     def _register_metrics(self) -> None:
         self.metrics.register(
-            RecordMetrics(self.publisher.published),
+            PublishedRecordsMetrics(self.publisher.published),
             DeliveryMetrics(self.publisher.delivery),
             MonitorMetrics(self.snapshot),
             AlertMetrics(self.alerts.engine.store),
-            LatencyHistogramMetrics(self.histograms),
+            LatencyHistogramStateMetrics(self.histograms),
             AlertmanagerMetrics(lambda: self.health.alertmanager),
             ConfigReloadMetrics(self.reloader),
             HttpEndpointMetrics(self.endpoint),
@@ -222,7 +222,7 @@ class Agent:
                 await _cancel(self.watch_task)  # each session publishes a `detached` record when it ends
                 if not has_failed:
                     self.lifecycle.on_stopping()
-                    self.publisher.store_sequences()
+                    self.publisher.store_sample_sequences()
                     await self._stop_state_publisher()
 
     async def _run_tasks(self, read: Callable[[], Config]) -> None:
@@ -234,7 +234,7 @@ class Agent:
             self._discovery = DiscoveryManager(self._supervisors, tasks)
             self._discovery.set_discoverers(build_discoverers(self.config))
             tasks.create_task(self._run_alert_loop(), name="alert loop")
-            tasks.create_task(self.lifecycle.run(), name="heartbeat")
+            tasks.create_task(self.lifecycle.publish_heartbeats(), name="heartbeat")
             tasks.create_task(self.publisher.store_run_id(), name="run id")
             if self.state_publisher is not None:
                 self.state_publisher.restore(self.publisher.delivery.stored_persistent_entries)
@@ -248,7 +248,7 @@ class Agent:
             self._replace_alertmanager_task()
 
     async def _stop_state_publisher(self) -> None:
-        if self.state_publisher is not None and not self.publisher.delivery.supervisor.failing:
+        if self.state_publisher is not None and not self.publisher.delivery.supervisor.is_failing:
             await self.state_publisher.write_host_stopped_state(self.config.timeouts.shutdown * STATE_STOP_SHARE)
 
     def _replace_alertmanager_task(self) -> None:
@@ -294,7 +294,7 @@ class Agent:
         while True:
             await asyncio.sleep(self._limits.tick_seconds)
             await self.alerts.tick()
-            await self.histograms.delete_expired_entries()
+            await self.histograms.delete_entries_of_detached_vms()
             self.hang_detector.on_alert_loop_iteration()
 
     @contextlib.asynccontextmanager
@@ -337,7 +337,7 @@ async def _run_until(stop: asyncio.Event, agent: Agent, read: Callable[[], Confi
     async with agent.run_in_background(read) as url:
         _log.info("endpoint: serving /metrics and the web page at %s", url)
         notifier.notify(READY="1")
-        watchdog = notifier.keep_notifying(agent.health.hang_reason, agent.health.summary)
+        watchdog = notifier.keep_notifying(agent.health.hang_reason, agent.health.one_line_summary)
         notifying = asyncio.create_task(watchdog, name="systemd notifications")
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait({stopped, agent.watch_task}, return_when=asyncio.FIRST_COMPLETED)

@@ -87,7 +87,7 @@ class AgentLifecycle:
             data["previous_run"] = previous
         self._publish_record(STARTED, data, PersistentEntry(LAST_RUN_ENTRY_NAME, "started"))
 
-    async def run(self) -> None:
+    async def publish_heartbeats(self) -> None:
         """Publish a heartbeat at once, and then every `interval` seconds until cancelled."""
         while True:
             record_id = self._publish_record(HEARTBEAT, self.heartbeat_data())

@@ -17,12 +17,12 @@ from agent.alerts.pool_alerts import PoolAlerts
 from agent.alerts.pool_usage import PoolRegistry
 from agent.app.builders import (
     alert_overrides,
-    device_identity_unless_remote,
-    device_size_unless_remote,
+    device_identity_of_local_vm,
+    device_size_of_local_vm,
+    disk_threshold_policy,
     guest_alert_policy,
     is_qemu_process,
     pool_policy,
-    threshold_policy,
 )
 from agent.app.causation import CausationIdLookup, no_causation_id
 from agent.app.publisher import RecordPublisher
@@ -58,11 +58,11 @@ class AlertPublisher:
     def __init__(self, host: str, config: AlertsConfig, publisher: RecordPublisher, pools: PoolRegistry) -> None:
         self.engine = AlertEngine(
             host,
-            partial(threshold_policy, config.disks),
-            device_size_unless_remote,
+            partial(disk_threshold_policy, config.disks),
+            device_size_of_local_vm,
             is_qemu_process,
             pools.pool_of_image,
-            device_identity_unless_remote,
+            device_identity_of_local_vm,
         )
         self.pools = PoolAlerts(
             host,
@@ -81,7 +81,7 @@ class AlertPublisher:
         self.causation_id_of_alert: CausationIdLookup = no_causation_id
 
     @contextlib.contextmanager
-    def setting_alert_cause(self, cause_of: CausationIdLookup) -> Iterator[None]:
+    def setting_causation_id_of_alerts(self, cause_of: CausationIdLookup) -> Iterator[None]:
         """Set `causation_id_of_alert` for the alerts that the `with` block publishes. The block must not await."""
         self.causation_id_of_alert = cause_of
         try:
@@ -97,7 +97,7 @@ class AlertPublisher:
 
     def apply_config(self, config: AlertsConfig) -> None:
         """Apply a new config to the alerts of all disks and guests."""
-        self.engine.set_threshold_policy(partial(threshold_policy, config.disks))
+        self.engine.set_threshold_policy(partial(disk_threshold_policy, config.disks))
         self.engine.set_guest_policy(guest_alert_policy(config))
         self.engine.set_overrides(alert_overrides(config), [alert.to_alert_rule() for alert in config.custom])
 
@@ -110,7 +110,7 @@ class AlertPublisher:
         """
         if pending := self.engine.on_event(record, record.data["event"], time.time_ns()):
             record_id = id_of_event(record)
-            with self.setting_alert_cause(lambda _alert: record_id):
+            with self.setting_causation_id_of_alerts(lambda _alert: record_id):
                 self.publish(pending)
 
     def on_lifecycle(self, change: VmLifecycleChange, record: Record) -> None:

@@ -11,7 +11,7 @@ from agent.alerts.pool_levels import PoolPolicy, parse_pool_level
 from agent.alerts.pool_usage import PoolUsage
 from agent.alerts.rules.overrides import AlertOverrides
 from agent.collectors import PollIntervals
-from agent.common.config_types import expand_secret_path
+from agent.common.config_types import expand_credentials_directory
 from agent.common.errors import SubcommandError
 from agent.common.vm_patterns import matches_vm
 from agent.config.model import AlertsConfig, Config, DiskAlertsConfig, PoolAlertsConfig
@@ -24,7 +24,7 @@ from agent.http.handlers import EndpointSource, create_application
 from agent.http.server import HttpEndpoint
 from agent.model.record import Vm
 from agent.monitors import Discoverer
-from agent.qmp.commands import OptInChange
+from agent.qmp.commands import OptInQemuChange
 from agent.session.shared_types import SessionSettings
 
 
@@ -36,7 +36,7 @@ VDSM_DIRECTORY = Path("/run/vdsm")
 """A directory that exists on oVirt hosts only. oVirt's host agent VDSM sets write thresholds and treats each threshold event as its own."""
 
 
-def threshold_policy(config: DiskAlertsConfig, vm: Vm, disk: str) -> ThresholdPolicy:
+def disk_threshold_policy(config: DiskAlertsConfig, vm: Vm, disk: str) -> ThresholdPolicy:
     """Return the threshold policy of a VM's disk from the first entry of `overrides` that matches, or the defaults.
 
     On oVirt hosts, `observe` replaces the mode `arm`, because oVirt's host agent VDSM sets the thresholds.
@@ -82,17 +82,17 @@ def is_qemu_process(pid: int) -> bool:
     return pid_if_qemu(pid) is not None
 
 
-def device_size_unless_remote(vm: Vm, path: str) -> int | None:
+def device_size_of_local_vm(vm: Vm, path: str) -> int | None:
     """Return the size of a VM's block device in bytes.
 
     Return None if the size is unknown, or if the VM may run on another host (TCP monitor).
     """
-    return None if vm.may_run_on_other_host else block_device_size_bytes(path)
+    return None if vm.has_tcp_monitor else block_device_size_bytes(path)
 
 
-def device_identity_unless_remote(vm: Vm, path: str) -> str:
+def device_identity_of_local_vm(vm: Vm, path: str) -> str:
     """Return the identity of a VM's block device; empty if it is unknown, or if the VM may run on another host."""
-    return "" if vm.may_run_on_other_host else persistent_block_device_id(path)
+    return "" if vm.has_tcp_monitor else persistent_block_device_id(path)
 
 
 def session_settings(config: Config) -> SessionSettings:
@@ -100,15 +100,15 @@ def session_settings(config: Config) -> SessionSettings:
     changes = set()
     disks = config.alerts.disks
     if ThresholdMode.ARM in (disks.mode, *(entry.mode for entry in disks.overrides)):
-        changes.add(OptInChange.WRITE_THRESHOLD)
+        changes.add(OptInQemuChange.WRITE_THRESHOLD)
     if config.allow.guest_stats_interval is not None:
-        changes.add(OptInChange.GUEST_STATS_INTERVAL)
+        changes.add(OptInQemuChange.GUEST_STATS_INTERVAL)
     if config.allow.latency_histograms:
-        changes.add(OptInChange.LATENCY_HISTOGRAMS)
+        changes.add(OptInQemuChange.LATENCY_HISTOGRAMS)
     if config.allow.migration_events:
-        changes.add(OptInChange.MIGRATION_EVENTS)
+        changes.add(OptInQemuChange.MIGRATION_EVENTS)
     if config.allow.virtio_queues:
-        changes.add(OptInChange.VIRTIO_QUEUES)
+        changes.add(OptInQemuChange.VIRTIO_QUEUES)
     changes.update(*(entry.required_qemu_changes for entry in config.monitors))
     return SessionSettings(
         host=config.host,
@@ -150,7 +150,7 @@ def build_endpoint(source: EndpointSource, config: Config) -> HttpEndpoint:
     """
     web = config.web
     try:
-        path = expand_secret_path(web.config_file) if web.config_file is not None else None
+        path = expand_credentials_directory(web.config_file) if web.config_file is not None else None
     except OSError as error:
         raise StartError(error.strerror or str(error)) from error
     return HttpEndpoint(create_application(source), web.listen_address, path)

@@ -60,12 +60,14 @@ def update_snapshot_and_publish_samples(
 
     Samples of on-change families are published only if their values have changed.
     """
-    changed = [s for s in samples if not (s.family.on_change and snapshot.stored_values_for_sample(vm, s) == s.values)]
+    changed = [
+        s for s in samples if not (s.family.on_change and snapshot.latest_values_of_sample_subject(vm, s) == s.values)
+    ]
     snapshot.replace_samples(vm, families, samples, time_ns)
     return PublishedSamples(changed, publisher.publish_samples(vm, changed, time_ns) if changed else ())
 
 
-class SessionDispatcher:
+class SessionReportDispatcher:
     """Receives what all sessions with QEMU report: implements `SessionObserver`."""
 
     def __init__(
@@ -97,7 +99,7 @@ class SessionDispatcher:
         """Publish an event and update the snapshot."""
         event = record
         if record.data["category"] == _BLOCK and record.subject:
-            record = record._replace(subject=self._alerts.engine.disk_lookup.subject_of_disk_event(record))
+            record = record._replace(subject=self._alerts.engine.disk_lookup.stable_disk_name_of_event(record))
         self._causes.on_event_published(event, self._publisher.publish(record))
         self._snapshot.count_event(record)
 
@@ -115,7 +117,7 @@ class SessionDispatcher:
             self._storage.on_detached(record.vm)
             self._io_stalls.on_detached(record.vm)
         self._histograms.on_lifecycle(change, record)
-        with self._alerts.setting_alert_cause(lambda _alert: record_id):
+        with self._alerts.setting_causation_id_of_alerts(lambda _alert: record_id):
             self._alerts.on_lifecycle(change, record)
         if self._states is not None and change in _DETACHING:
             self._states.on_vm_detached(record.vm, permanently=has_vm_ended_on_host(change, record))
@@ -132,8 +134,8 @@ class SessionDispatcher:
         if not STORAGE_FAMILIES.isdisjoint(families):
             self._storage.on_samples(vm, families, samples)
         if not REACHABILITY_FAMILIES.isdisjoint(families):
-            self._guests.on_qemu_samples(vm, families, samples)
-        # A fast path: for most polls, the context manager `setting_alert_cause` would take longer than the update.
+            self._guests.update_reachability_from_samples(vm, families, samples)
+        # A fast path: for most polls, the context manager `setting_causation_id_of_alerts` would take longer than the update.
         self._alerts.causation_id_of_alert = published.causation_id_of_alert
         try:
             self._update_alerts(vm, families, samples, time_ns)
@@ -148,7 +150,7 @@ class SessionDispatcher:
         published = update_snapshot_and_publish_samples(
             self._snapshot, self._publisher, vm, (BLOCK_STALL,), stalls, time_ns
         )
-        with self._alerts.setting_alert_cause(published.causation_id_of_alert):
+        with self._alerts.setting_causation_id_of_alerts(published.causation_id_of_alert):
             self._alerts.on_samples_for_alert_rules(vm, (BLOCK_STALL,), stalls, time_ns)
 
     def _update_alerts(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
@@ -177,7 +179,7 @@ class SessionDispatcher:
             return
         stored = spaces
         # Without current samples of the image files, the allocated bytes may be outdated.
-        if not self._snapshot.has_samples(vm, BLOCK_LAYER):
+        if not self._snapshot.vm_has_samples_of_family(vm, BLOCK_LAYER):
             stored = [space for space in spaces if space.values["measure"] != "allocated"]
         self._snapshot.replace_samples(vm, (BLOCK_SPACE,), stored, time_ns)
         if view is not None:
@@ -222,14 +224,14 @@ class SessionDispatcher:
         if status.state in (MonitorState.UP, MonitorState.STALLED):
             is_up, open_channel = status.state is MonitorState.UP, status.monitor.open_guest_channel
             self._guests.on_qemu_responsiveness_changed(vm, responsive=is_up, open_channel=open_channel)
-        elif not self._snapshot.is_attached(vm):
+        elif not self._snapshot.is_vm_attached(vm):
             self._guests.on_vm_detached(vm)
 
     def on_monitor_removed(self, monitor: Monitor) -> None:
         """Remove a monitor from the snapshot."""
         self._snapshot.remove_monitor(monitor.key)
 
-    def on_incoming_connection_refused(self, address: str, reason: str) -> None:
+    def on_agent_refused_incoming_connection(self, address: str, reason: str) -> None:
         """Count a connection that the agent refused at a `listen` address."""
         self._metrics.connections_refused.labels(address, reason).inc()
 

@@ -116,15 +116,15 @@ class AgentEndpointSource:
         """Schedule all states to be written to the state topic again. Return the number of states; None without a state topic."""
         return self._states.rewrite_all() if self._states is not None else None
 
-    def set_last_scrape_seconds(self, seconds: float) -> None:
+    def set_last_scrape_duration_seconds(self, seconds: float) -> None:
         """Set the metric of the last scrape's duration in seconds."""
-        self._metrics.scrape_seconds.set(seconds)
+        self._metrics.scrape_duration_seconds.set(seconds)
 
 
 def _delivery_json(delivery: DeliveryPipeline) -> dict[str, Any]:
     supervisor, journal = delivery.supervisor, delivery.journal
     state: dict[str, Any] = {
-        "sink": {"name": supervisor.sink.name, "error": supervisor.error if supervisor.failing else None},
+        "sink": {"name": supervisor.sink.name, "error": supervisor.error if supervisor.is_failing else None},
         "delivered": supervisor.delivered,
         "reconnects": supervisor.reconnects,
         "queues": [

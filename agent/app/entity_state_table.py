@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.model.record import Severity
-from agent.model.state_records import StateRecordSource
+from agent.model.state_topic_records import StateRecordEntity
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class EntityState:
         severity: severity of the record.
     """
 
-    entity: StateRecordSource
+    entity: StateRecordEntity
     type: str
     data: Mapping[str, Any]
     subject: str = ""

@@ -15,7 +15,7 @@ from agent.model.metrics.identity import IDENTITY
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.metrics.storage_pool import BLOCK_STORAGE
 from agent.model.record import Record, Vm, sanitize
-from agent.model.state_records import ALERT_STATE, HOST_STATE, VM_STATE, StateRecordSource
+from agent.model.state_topic_records import ALERT_STATE, HOST_STATE, VM_STATE, StateRecordEntity
 
 STATE_FAMILIES = frozenset({IDENTITY, BLOCK_LAYER, BLOCK_STORAGE, GUEST_AGENT, GUEST_AGENT_SESSION, RUNSTATE})
 """Families whose samples can change the state of a VM. The state has no usage of disks, because the usage changes at each poll."""
@@ -70,14 +70,14 @@ def vm_state(vm: Vm, view: VmView, last_migration: Mapping[str, Any] | None) -> 
     if last_migration:
         data["last_migration"] = dict(last_migration)
     return EntityState(
-        StateRecordSource(vm.host, vm.uuid, vm.name, path=vm_state_key_path(vm.uuid)), f"qemu.{VM_STATE.name}", data
+        StateRecordEntity(vm.host, vm.uuid, vm.name, path=vm_state_key_path(vm.uuid)), f"qemu.{VM_STATE.name}", data
     )
 
 
 def alert_state_from_record(record: Record) -> EntityState:
     """Return the state of a firing alert, built from the alert's record."""
     vm = record.vm
-    entity = StateRecordSource(vm.host, vm.uuid, vm.name, path=alert_state_key_path(record.data["fingerprint"]))
+    entity = StateRecordEntity(vm.host, vm.uuid, vm.name, path=alert_state_key_path(record.data["fingerprint"]))
     return EntityState(entity, f"qemu.{ALERT_STATE.name}", dict(record.data), record.subject, record.severity)
 
 
@@ -106,7 +106,7 @@ def host_state(host: str, run_fields: Mapping[str, Any], pools: Iterable[PoolUsa
     ]
     described.sort(key=lambda pool: (str(pool["pool"]), str(pool["kind"])))
     data = {"state": state, **run_fields, "pools": described[:MAX_STATE_POOLS]}
-    return EntityState(StateRecordSource(host, "", ""), f"qemu.{HOST_STATE.name}", data)
+    return EntityState(StateRecordEntity(host, "", ""), f"qemu.{HOST_STATE.name}", data)
 
 
 def migration_fields(record: Record) -> dict[str, Any]:

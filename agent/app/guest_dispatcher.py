@@ -26,7 +26,7 @@ class GuestDispatcher:
     def on_guest_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         """Publish samples, and update the snapshot and the alerts."""
         published = update_snapshot_and_publish_samples(self._snapshot, self._publisher, vm, families, samples, time_ns)
-        with self._alerts.setting_alert_cause(published.causation_id_of_alert):
+        with self._alerts.setting_causation_id_of_alerts(published.causation_id_of_alert):
             self._alerts.on_guest_samples(vm, families, samples, time_ns)
 
     def on_guest_samples_outdated(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:

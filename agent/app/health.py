@@ -143,7 +143,7 @@ class AgentHealth:
             vms_up=self.count_monitors_by_state()[MonitorState.UP], hang_seconds=hang_seconds
         )
 
-    def summary(self) -> str:
+    def one_line_summary(self) -> str:
         """Return one line with the number of monitors in each state, and the reasons why the agent is not ready."""
         states = ", ".join(f"{number} {state.value}" for state, number in self.count_monitors_by_state().items())
         return "; ".join([f"monitors: {states or 'none'}", *self.unready_reasons()])

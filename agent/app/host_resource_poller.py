@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from agent.common.daemon_thread import BlockingCallWithTimeout
-from agent.exposition.explain.resource_contention import ResourceContentionFinder
+from agent.exposition.explain.contended_resource_finder import ResourceContentionFinder
 from agent.exposition.host_sums import add_commitment_ratios, sum_vms
 from agent.exposition.snapshot import Snapshot
 from agent.host.host_resources import HostReading, read_host_resources

@@ -11,7 +11,7 @@ from dataclasses import replace
 from agent.alerts.pool_usage import Image, ImagePlacement, images_from_layer_samples
 from agent.host.pools.base import ImageLocation, Pool, PoolSource, UnknownPool
 from agent.host.pools.image_location import ImageLocator, QemuAndAgentMounts
-from agent.host.pools.storage_report import volume_name
+from agent.host.pools.storage_report import volume_name_of_dev_path
 from agent.model.family import Family, Sample
 from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.metrics.identity import IDENTITY
@@ -59,7 +59,7 @@ class ImagePoolFinder:
         """Return the source, such as ZFS, that found a pool."""
         return self._source_of[pool.key]
 
-    def remove_pool(self, pool: Pool) -> None:
+    def forget_source_of_pool(self, pool: Pool) -> None:
         """Forget which source found a pool."""
         self._source_of.pop(pool.key, None)
 
@@ -139,7 +139,7 @@ class ImagePoolFinder:
         *,
         at_once: bool = False,
     ) -> None:
-        is_remote = vm.may_run_on_other_host
+        is_remote = vm.has_tcp_monitor
         remote = UnknownPool("the VM may run on another host: run an agent on that host")
         self._mounts[vm] = {
             location.mount.device: location.directory
@@ -179,7 +179,7 @@ class ImagePoolFinder:
             location for location in locations if isinstance(location, ImageLocation) and location.mount is not None
         ]
 
-    def set_provisional_image_locations(self, vm: Vm, locations: Sequence[ImageLocation]) -> None:
+    def set_image_locations_until_polled(self, vm: Vm, locations: Sequence[ImageLocation]) -> None:
         """Use `locations` as the locations of a VM's images until the VM's first poll reports the images."""
         if vm not in self._images:
             images = [
@@ -196,4 +196,4 @@ def _with_volume(image: Image, location: ImageLocation | UnknownPool) -> Image:
     """
     if isinstance(location, UnknownPool) or location.mount is not None:
         return image
-    return replace(image, volume=location.device or volume_name(location.path))
+    return replace(image, volume=location.device or volume_name_of_dev_path(location.path))

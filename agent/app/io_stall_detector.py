@@ -36,7 +36,7 @@ MERGED: Final = ("reads_merged_total", "writes_merged_total", "unmaps_merged_tot
 """Counters of merged requests."""
 
 
-class StallSign(StrEnum):
+class IoStallSign(StrEnum):
     """A sign that a disk has requests in flight."""
 
     THREADS = "threads"
@@ -60,7 +60,7 @@ class ThreadWaitingForStorage:
 
 
 @dataclass(slots=True)
-class IdleDisk:
+class IdleOrStalledDisk:
     """A disk that has completed no request for at least `IDLE_SECONDS`.
 
     Attributes:
@@ -78,7 +78,7 @@ class IdleDisk:
     completed: float
     merged: float
     last_completed_ns: int
-    signs: dict[StallSign, int] = field(default_factory=dict)
+    signs: dict[IoStallSign, int] = field(default_factory=dict)
     queued_ns: int = 0
     requests: int | None = None
     threads: int = 0
@@ -88,15 +88,15 @@ class IoStallDetector:
     """The idle disks of one VM, and which of them stall.
 
     Attributes:
-        idle_disks: the disks that have completed no request for `IDLE_SECONDS`, by device.
+        idle_or_stalled_disks: the disks that have completed no request for `IDLE_SECONDS`, by device.
         stalled: the devices that `stalled_samples` last reported as stalled.
         has_samples: whether the last call of `stalled_samples` returned a sample.
     """
 
-    __slots__ = ("_threads", "has_samples", "idle_disks", "stalled")
+    __slots__ = ("_threads", "has_samples", "idle_or_stalled_disks", "stalled")
 
     def __init__(self) -> None:
-        self.idle_disks: dict[str, IdleDisk] = {}
+        self.idle_or_stalled_disks: dict[str, IdleOrStalledDisk] = {}
         self.stalled: frozenset[str] = frozenset()
         self.has_samples = False
         # When each thread began to wait; the key is its id and its number of time slices.
@@ -106,8 +106,8 @@ class IoStallDetector:
     def is_suspect(self) -> bool:
         """True if a disk that completes no requests may have requests in flight. Usually the requests complete before the next poll."""
         if self._threads:
-            return bool(self.idle_disks)
-        for disk in self.idle_disks.values():  # noqa: SIM110 - each poll of an idle disk runs this
+            return bool(self.idle_or_stalled_disks)
+        for disk in self.idle_or_stalled_disks.values():  # noqa: SIM110 - each poll of an idle disk runs this
             if disk.signs or disk.queued_ns:
                 return True
         return False
@@ -123,7 +123,7 @@ class IoStallDetector:
         Returns:
             True if a disk has become idle since the previous poll.
         """
-        before, self.idle_disks, has_new = self.idle_disks, {}, False
+        before, self.idle_or_stalled_disks, has_new = self.idle_or_stalled_disks, {}, False
         if self.stalled:
             self.stalled = self.stalled.intersection(sample.subject for sample in disks)
         for sample in disks:
@@ -137,14 +137,17 @@ class IoStallDetector:
                 (idle is None or last_completed_ns > disk.last_completed_ns + SAME_ACCESS_NS)
                 and disk.completed != _completed_requests(values)
             ):
-                if len(self.idle_disks) >= MAX_DISKS:
+                if len(self.idle_or_stalled_disks) >= MAX_DISKS:
                     continue
-                disk, has_new = IdleDisk(_completed_requests(values), _merged_requests(values), last_completed_ns), True
+                disk, has_new = (
+                    IdleOrStalledDisk(_completed_requests(values), _merged_requests(values), last_completed_ns),
+                    True,
+                )
                 if device in merged_lately:
-                    disk.signs[StallSign.MERGED] = time_ns
+                    disk.signs[IoStallSign.MERGED] = time_ns
             elif _merged_requests(values) > disk.merged:
-                disk.signs.setdefault(StallSign.MERGED, time_ns)
-            self.idle_disks[device] = disk
+                disk.signs.setdefault(IoStallSign.MERGED, time_ns)
+            self.idle_or_stalled_disks[device] = disk
         return has_new
 
     def on_waiting_threads(self, threads: Iterable[ThreadWaitingForStorage], time_ns: int) -> None:
@@ -155,19 +158,19 @@ class IoStallDetector:
             time_ns: when the threads were read, in nanoseconds since the epoch.
         """
         before, self._threads = self._threads, {}
-        for disk in self.idle_disks.values():
+        for disk in self.idle_or_stalled_disks.values():
             disk.threads = 0
-            disk.signs.pop(StallSign.THREADS, None)
+            disk.signs.pop(IoStallSign.THREADS, None)
         for thread in threads:
             key = thread.id, thread.timeslices
             since_ns = self._threads[key] = min(before.get(key, time_ns), time_ns)
             if key not in before or since_ns == time_ns:
                 continue
-            for device, disk in self.idle_disks.items():
+            for device, disk in self.idle_or_stalled_disks.items():
                 is_candidate = device == thread.device if thread.device else bool(disk.completed)
                 if is_candidate and disk.last_completed_ns <= since_ns:
                     disk.threads += 1
-                    disk.signs[StallSign.THREADS] = min(since_ns, disk.signs.get(StallSign.THREADS, since_ns))
+                    disk.signs[IoStallSign.THREADS] = min(since_ns, disk.signs.get(IoStallSign.THREADS, since_ns))
 
     def on_virtio_queues(self, requests: Mapping[str, int], time_ns: int) -> None:
         """Update the stall signs of the idle disks after a poll of virtio queues.
@@ -177,17 +180,17 @@ class IoStallDetector:
             time_ns: time of the poll, in nanoseconds since the epoch.
         """
         for device, count in requests.items():
-            disk = self.idle_disks.get(device)
+            disk = self.idle_or_stalled_disks.get(device)
             if disk is None:
                 continue
             disk.requests = count
             if not count:
                 disk.queued_ns = 0
-                disk.signs.pop(StallSign.QUEUES, None)
+                disk.signs.pop(IoStallSign.QUEUES, None)
             elif not disk.queued_ns:
                 disk.queued_ns = time_ns
             elif time_ns > disk.queued_ns:
-                disk.signs[StallSign.QUEUES] = disk.queued_ns
+                disk.signs[IoStallSign.QUEUES] = disk.queued_ns
 
     def stalled_samples(self, find_throttled: Callable[[], Collection[str]], time_ns: int) -> list[Sample]:
         """Return a sample for each stalled disk, and for each disk whose stall has ended since the last call.
@@ -197,10 +200,10 @@ class IoStallDetector:
             time_ns: time of the poll in nanoseconds since the epoch.
         """
         samples: list[Sample] = []
-        suspects = [(device, disk) for device, disk in self.idle_disks.items() if disk.signs]
+        suspects = [(device, disk) for device, disk in self.idle_or_stalled_disks.items() if disk.signs]
         throttled = find_throttled() if suspects else ()
         for device, disk in suspects:
-            counted = {StallSign.THREADS} if device in throttled else set(StallSign)
+            counted = {IoStallSign.THREADS} if device in throttled else set(IoStallSign)
             signs = {sign: since_ns for sign, since_ns in disk.signs.items() if sign in counted}
             if signs:
                 samples.append(_stalled_sample(device, disk, signs, time_ns))
@@ -214,7 +217,7 @@ class IoStallDetector:
         return samples
 
 
-def _stalled_sample(device: str, disk: IdleDisk, signs: Mapping[StallSign, int], time_ns: int) -> Sample:
+def _stalled_sample(device: str, disk: IdleOrStalledDisk, signs: Mapping[IoStallSign, int], time_ns: int) -> Sample:
     since_ns = min(signs.values())
     values: FieldValues = {
         "state": "stalled",
@@ -222,7 +225,7 @@ def _stalled_sample(device: str, disk: IdleDisk, signs: Mapping[StallSign, int],
         "since_timestamp_seconds": since_ns / 1e9,
         "signs": ", ".join(sorted(signs)),
     }
-    if StallSign.THREADS in signs:
+    if IoStallSign.THREADS in signs:
         values["waiting_threads"] = disk.threads
     if disk.requests is not None:
         values["requests_in_flight"] = disk.requests

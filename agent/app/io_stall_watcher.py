@@ -135,7 +135,7 @@ class IoStallWatcher:
         if BLOCK not in families:
             return None
         watched = self._vms.get(vm)
-        is_known = watched is not None and (watched.detector.idle_disks or watched.detector.has_samples)
+        is_known = watched is not None and (watched.detector.idle_or_stalled_disks or watched.detector.has_samples)
         if not is_known and not any(map(_is_idle, samples)):
             return None  # a fast path, because most VMs have no idle disk
         view = self._snapshot.view_of(vm)
@@ -167,7 +167,7 @@ class IoStallWatcher:
             return [] if had_samples else None
         disks = [sample for sample in samples if sample.family is BLOCK]
         has_new = detector.on_disks(disks, _merged_without_completion(view, disks, detector), time_ns)
-        if detector.idle_disks:
+        if detector.idle_or_stalled_disks:
             self._check_for_requests(vm, view, watched, time_ns, has_new=has_new)
         reported = detector.stalled_samples(lambda: _throttled_disks(view), time_ns)
         return reported if reported or had_samples else None
@@ -244,7 +244,7 @@ def _merged_without_completion(view: VmView, disks: Sequence[Sample], detector: 
     polls = view.polls.get(BLOCK.name)
     found: list[str] = []
     for sample in disks:
-        if polls is None or sample.labels[0] in detector.idle_disks or not _is_idle(sample):
+        if polls is None or sample.labels[0] in detector.idle_or_stalled_disks or not _is_idle(sample):
             continue
         rates = polls.rates_for_labels(sample.labels, (*COMPLETED, *MERGED))
         if any(rates.get(name) for name in MERGED) and not any(rates.get(name) for name in COMPLETED):

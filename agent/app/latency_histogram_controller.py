@@ -62,7 +62,7 @@ class LatencyHistogramController:
         if BLOCK in families:
             self.histograms.on_samples(vm, samples)
 
-    async def delete_expired_entries(self) -> None:
+    async def delete_entries_of_detached_vms(self) -> None:
         """Delete the persistent entries of VMs that have been detached for ten minutes. Call this about once a second."""
         for entry in self.histograms.pop_expired_entries(time.monotonic()):
             await self._publisher.store_entry_in_journal(PersistentEntry(*entry))
@@ -85,7 +85,7 @@ class LatencyHistogramController:
         _log.info("%s: latency histograms of disk %s %s", vm.name, disk, "set" if done else "not set")
 
 
-class LatencyHistogramMetrics(Collector):
+class LatencyHistogramStateMetrics(Collector):
     """Prometheus collector of the number of disks by the state of their latency histograms."""
 
     def __init__(self, controller: LatencyHistogramController) -> None:

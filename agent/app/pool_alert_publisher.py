@@ -28,9 +28,9 @@ class PoolAlertPublisher:
         """Update the alerts of a pool after it was read."""
         self._publish(usage, self._pools.on_reading(usage, time.time_ns()))
 
-    def on_error(self, usage: PoolUsage) -> None:
+    def on_responded_with_error(self, usage: PoolUsage) -> None:
         """Resolve the alerts about an unresponsive pool, because the pool has responded, although with an error."""
-        self._publish(usage, self._pools.on_responsive(usage, time.time_ns()))
+        self._publish(usage, self._pools.on_pool_answered(usage, time.time_ns()))
 
     def on_unresponsive(self, usage: PoolUsage) -> None:
         """Update the alerts of a pool that does not respond."""

@@ -135,7 +135,9 @@ class PoolPoller:
     def _on_placed(self, vm: Vm, placements: Sequence[ImagePlacement], at_once: bool) -> None:  # noqa: FBT001 - a callback
         has_moved = self.registry.set_images_of_vm(vm, placements, time.time())
         samples, time_ns = self.registry.block_storage_samples_of_vm(vm), time.time_ns()
-        changed = [sample for sample in samples if self._snapshot.stored_values_for_sample(vm, sample) != sample.values]
+        changed = [
+            sample for sample in samples if self._snapshot.latest_values_of_sample_subject(vm, sample) != sample.values
+        ]
         self._snapshot.replace_samples(vm, (BLOCK_STORAGE,), samples, time_ns)
         self._alerts.on_samples_for_alert_rules(vm, (BLOCK_STORAGE,), samples, time_ns)
         for sample in changed:
@@ -250,7 +252,7 @@ class PoolPoller:
             ):
                 return  # this read only shows that the pool answers
             usage.on_reading(reading, now)
-            with self._alerts.setting_alert_cause(self._cause_of_alerts(usage, now)):
+            with self._alerts.setting_causation_id_of_alerts(self._cause_of_alerts(usage, now)):
                 self.pool_alerts.on_reading(usage)
         elif isinstance(reading, PoolUnresponsiveError):
             usage.unresponsive_since = usage.unresponsive_since or now
@@ -258,12 +260,12 @@ class PoolPoller:
             if usage.pool.kind is not PoolKind.FILESYSTEM or self._reader.is_mount_unresponsive(
                 mount_device_number(usage.pool)
             ):
-                with self._alerts.setting_alert_cause(self._cause_of_alerts(usage, now)):
+                with self._alerts.setting_causation_id_of_alerts(self._cause_of_alerts(usage, now)):
                     self.pool_alerts.on_unresponsive(usage)
         else:
             usage.error, usage.unresponsive_since = str(reading), None
-            with self._alerts.setting_alert_cause(self._cause_of_alerts(usage, now)):
-                self.pool_alerts.on_error(usage)
+            with self._alerts.setting_causation_id_of_alerts(self._cause_of_alerts(usage, now)):
+                self.pool_alerts.on_responded_with_error(usage)
         self._due[key] = min(self._due.get(key, inf), self._next_read_time(usage))
         self._publish_usage(usage, now)
 
@@ -333,7 +335,7 @@ class PoolPoller:
             if usage.unused_since is not None and now - usage.unused_since > KEEP_UNUSED_SECONDS:
                 self.pool_alerts.on_removed(usage)
                 self.registry.remove_pool(usage)
-                self._pool_finder.remove_pool(usage.pool)
+                self._pool_finder.forget_source_of_pool(usage.pool)
                 self._published_at.pop(usage.pool.key, None)
                 self._snapshot.remove_host_sample(POOL, (usage.name, usage.pool.kind.value))
 

@@ -11,7 +11,7 @@ from agent.delivery.sinks.base import Sink
 from agent.http.record_stream import RecordBroadcaster
 from agent.model.family import Sample
 from agent.model.persistent_entry import PersistentEntry
-from agent.model.record import EncodedRecord, Record, RecordEncoder, Severity, Vm, kind_of_type
+from agent.model.record import EncodedRecord, Record, RecordEncoder, Severity, Vm, kind_of_record_type
 
 RUN_ID_ENTRY_NAME = "records.run_id"
 """Name of the persistent entry with the id of the last run."""
@@ -56,7 +56,7 @@ class RecordPublisher:
             self._sequences.restore(self._encode.sequences, self.delivery.stored_persistent_entries)
             self.delivery.journal.pending_entries.fetch_changed = self._sequences.entries_to_store
 
-    def store_sequences(self) -> None:
+    def store_sample_sequences(self) -> None:
         """Store the newest `sequence` attributes of samples in the journal.
 
         Call this after the last sample and before the end of delivery.
@@ -78,7 +78,7 @@ class RecordPublisher:
             entry: a persistent entry that the journal stores in one transaction with the record; None for no entry.
         """
         encoded = self._encode(record, entry)
-        kind = kind_of_type(encoded.type)
+        kind = kind_of_record_type(encoded.type)
         self.published[kind] += 1
         self.delivery.put(encoded, kind)
         self.broadcaster.publish(encoded, kind)

@@ -44,7 +44,7 @@ class SelfMetrics:
         events_dropped: number of events that were dropped before they became records, by reason.
         messages_skipped: number of messages from QEMU that were skipped, by reason.
         connections_refused: number of connections that `listen` addresses refused, by address and reason.
-        scrape_seconds: duration of the last scrape.
+        scrape_duration_seconds: duration of the last scrape.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,9 @@ class SelfMetrics:
             "Total number of connections that a `listen` address refused. The reason is user, limit or process.",
             ["address", "reason"],
         )
-        self.scrape_seconds = gauge("qmp_agent_scrape_duration_seconds", "Duration of the last scrape in seconds.")
+        self.scrape_duration_seconds = gauge(
+            "qmp_agent_scrape_duration_seconds", "Duration of the last scrape in seconds."
+        )
 
     def register(self, *collectors: Collector) -> None:
         """Add prometheus_client collectors to the registry."""
@@ -159,7 +161,7 @@ class AsyncioTaskMetrics(Collector):
         yield GaugeMetricFamily("qmp_agent_asyncio_tasks", text, value=len(asyncio.all_tasks()))
 
 
-class RecordMetrics(Collector):
+class PublishedRecordsMetrics(Collector):
     """Metrics of the published records."""
 
     def __init__(self, published: Mapping[str, int]) -> None:

@@ -34,7 +34,7 @@ from agent.exposition.snapshot import Snapshot, VmView
 from agent.model.family import Family
 from agent.model.persistent_entry import PersistentEntry
 from agent.model.record import EncodedRecord, Record, Vm
-from agent.model.state_records import STATE_PREFIX, StateRecordSource
+from agent.model.state_topic_records import STATE_PREFIX, StateRecordEntity
 from agent.session.shared_types import MonitorState
 
 WRITE_INTERVAL_SECONDS = 1.0
@@ -276,7 +276,7 @@ class StatePublisher:
     def _encode_change(self, path: str, state: EntityState | None) -> EncodedRecord:
         now_ns = time.time_ns()
         if state is None:
-            entity = StateRecordSource(self._sources.host, "", "", path=path)
+            entity = StateRecordEntity(self._sources.host, "", "", path=path)
             return EncodedRecord(f"tombstone {path}", entity.key, f"{STATE_PREFIX}tombstone", now_ns, b"", entity)
         return self._sink.encode_and_broadcast_state(
             Record(state.type, state.entity, state.data, now_ns, state.subject, state.severity)

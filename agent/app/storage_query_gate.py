@@ -74,7 +74,7 @@ class StorageQueryGate:
 
         Return None if the search takes longer than `WAIT_SECONDS`.
         """
-        if pid is None or vm.may_run_on_other_host:
+        if pid is None or vm.has_tcp_monitor:
             return {}  # the VM's storage is unknown, or is on another host
         search = self._searches.get(vm)
         if search is None:
@@ -99,7 +99,7 @@ class StorageQueryGate:
         )
         mounts = {location.mount.device: location.directory for location in locations if location.mount is not None}
         if self._has_suspect_mount(mounts):
-            self._pool_finder.set_provisional_image_locations(vm, locations)
+            self._pool_finder.set_image_locations_until_polled(vm, locations)
         return mounts
 
     def _on_mounts_found(self, vm: Vm) -> None:

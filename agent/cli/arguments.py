@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.common.default_paths import CONFIG_PATH
-from agent.common.units import parse_bytes, parse_seconds
+from agent.common.durations_and_sizes import parse_bytes, parse_seconds
 from agent.model.record import Severity
 
 if TYPE_CHECKING:

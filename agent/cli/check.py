@@ -14,14 +14,14 @@ from agent.alerts.alertmanager_request import AlertmanagerRequests
 from agent.app.builders import build_discoverers, build_sink, session_settings
 from agent.cli.journal import quarantined_files
 from agent.collectors import FACTS_WITH_ALL_FEATURES, Collector
-from agent.common.config_types import expand_secret_path
+from agent.common.config_types import expand_credentials_directory
 from agent.config.model import Config
 from agent.delivery.sinks.base import SinkError
 from agent.http.server import bind_sockets, is_loopback
 from agent.http.web_config import EndpointSetupError, LoadedWebConfig
 from agent.model.record import sanitize
 from agent.monitors import DialDiscoverer, Discoverer, ListenDiscoverer, Monitor
-from agent.qmp.errors import BusyError, ConnectPermissionError, QmpError
+from agent.qmp.errors import ConnectPermissionError, MonitorBusyError, QmpError
 from agent.session import host_process, identity_and_features
 from agent.session.shared_types import SessionContext
 
@@ -105,7 +105,7 @@ class _DiscoveryRecorder:
                 Finding(ok=error is None and not limitation, text=f"{sanitize(source.name)}: {text}")
             )
 
-    def on_incoming_connection_refused(self, address: str, reason: str) -> None:
+    def on_agent_refused_incoming_connection(self, address: str, reason: str) -> None:
         """Do nothing: `check` runs no `listen` discoverer, and other discoverers refuse no connection."""
 
 
@@ -175,7 +175,7 @@ async def _check_monitor(
     async with slots:
         try:
             client = await monitor.open(context.allow, lambda _: None, deadline=context.settings.greeting_seconds)
-        except BusyError as error:
+        except MonitorBusyError as error:
             if name in watched:
                 return _passed_finding(f"{name}: the running agent watches it")
             return _failed_finding(f"{name}: {error}; run `sudo qmp-agent doctor` for details")
@@ -215,7 +215,7 @@ async def _check_endpoint(config: Config) -> Finding:
     address, path = config.web.listen_address, config.web.config_file
     try:
         web_config = await asyncio.to_thread(
-            LoadedWebConfig.read, expand_secret_path(path) if path is not None else None
+            LoadedWebConfig.read, expand_credentials_directory(path) if path is not None else None
         )
         await asyncio.to_thread(_try_to_bind, address)
     except EndpointSetupError as error:

@@ -47,11 +47,11 @@ def _web_section(path: Path | None) -> "WebSectionConfig":
 
 def _has_tls(config_file: str) -> bool:
     """Return whether the endpoint uses TLS; False if this user may not read the web config."""
-    from agent.common.config_types import expand_secret_path  # noqa: PLC0415 - few hosts have a web config
+    from agent.common.config_types import expand_credentials_directory  # noqa: PLC0415 - few hosts have a web config
     from agent.http.web_config import EndpointSetupError, LoadedWebConfig  # noqa: PLC0415 - few hosts have a web config
 
     with contextlib.suppress(EndpointSetupError, OSError):
-        return LoadedWebConfig.read(expand_secret_path(config_file)).tls is not None
+        return LoadedWebConfig.read(expand_credentials_directory(config_file)).tls is not None
     return False
 
 

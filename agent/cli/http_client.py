@@ -245,7 +245,7 @@ async def request_json(
     )
 
 
-def find_vm_uuid(overview: Mapping[str, Any], name: str) -> str:
+def find_vm_uuid_in_overview(overview: Mapping[str, Any], name: str) -> str:
     """Look up a VM by name or UUID in the answer of /overview. Return the VM's UUID; empty if no VM matches."""
     return next((uuid for uuid, vm in overview["vms"].items() if name in (uuid, vm["name"])), "")
 

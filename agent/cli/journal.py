@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from agent.common.durations_and_sizes import format_bytes
 from agent.common.errors import SubcommandError
-from agent.common.units import format_bytes
 from agent.delivery.journal import recovery, statements
 from agent.delivery.journal.database import JournalDatabase, JournalError, connect_readonly
 from agent.delivery.journal.journal import JOURNAL_FILE, UNREPORTED_DROPS
@@ -74,7 +74,7 @@ def describe_journal(directory: Path) -> Iterator[str]:
         yield f"  dead letters: {dead_letters.total()}"
         for (kind, reason), count in sorted(dead_letters.items(), key=lambda item: item[0][::-1]):
             yield f"    {count:8} {kind} ({reason})"
-        drops = database.entries().get(UNREPORTED_DROPS)
+        drops = database.persistent_entries().get(UNREPORTED_DROPS)
         for drop in drops if isinstance(drops, list) else ():
             yield f"  dropped, but not yet reported downstream: {drop['records']} of queue {drop['queue']} ({drop['reason']})"
     for quarantined in quarantined_files(directory):
@@ -82,7 +82,7 @@ def describe_journal(directory: Path) -> Iterator[str]:
         yield f"{quarantined}: damaged and quarantined; `{command}` prints its readable records"
 
 
-def export_records(directory: Path, *, file: str | None, dead_letters: bool) -> Iterator[bytes]:
+def journal_records_as_json_lines(directory: Path, *, file: str | None, dead_letters: bool) -> Iterator[bytes]:
     """Yield records as JSON lines.
 
     Args:
@@ -129,7 +129,7 @@ def _salvage_records(directory: Path, file: str) -> Iterator[EncodedRecord]:
         raise JournalToolError(f"{path}: {error}") from error
 
 
-def requeue_records(directory: Path, *, file: str | None) -> int:
+def requeue_undelivered_records(directory: Path, *, file: str | None) -> int:
     """Enqueue records for delivery at the agent's next start. Records keep their ids, so that consumers can deduplicate.
 
     Args:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from agent.common.units import format_bytes
+from agent.common.durations_and_sizes import format_bytes
 from agent.model.record import sanitize
 
 _COLOURS = {"DEBUG": "2", "WARN": "33", "ERROR": "31", "FATAL": "1;31"}

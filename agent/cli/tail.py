@@ -13,7 +13,7 @@ from agent.cli.http_client import (
     REQUEST_ERRORS,
     AgentRequestError,
     EndpointCredentials,
-    find_vm_uuid,
+    find_vm_uuid_in_overview,
     open_response,
     request_json,
 )
@@ -86,7 +86,7 @@ async def _warn_if_vm_unknown(options: TailOptions) -> None:
     with contextlib.suppress(AgentRequestError):  # `tail` itself reports a lost agent
         required = {"vms": dict}
         overview = await request_json(options.credentials, "GET", options.url, "/overview", required=required)
-        if not find_vm_uuid(overview, options.vm):
+        if not find_vm_uuid_in_overview(overview, options.vm):
             print(
                 f"no VM has the name or UUID {options.vm} now; waiting for its records (`qmp-agent top` lists the VMs)",
                 file=sys.stderr,

@@ -19,12 +19,12 @@ from agent.collectors import (
     displays,
     dump,
     guest_agent_channel,
+    host_interface_traffic,
     hv_balloon,
     jobs,
     kvm,
     memory_size_and_devices,
     migration,
-    net,
     process_and_cgroup,
     runstate,
     threads,
@@ -56,7 +56,7 @@ ALL_COLLECTORS: tuple[Collector, ...] = (
     threads.IOTHREADS,
     process_and_cgroup.PROCESSES,
     process_and_cgroup.CGROUPS,
-    net.COLLECTOR,
+    host_interface_traffic.COLLECTOR,
 )
 
 FACTS_WITH_ALL_FEATURES = VmFacts(

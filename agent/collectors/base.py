@@ -4,17 +4,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from agent.host.types import KernelFilesRequest, LinuxTask, VmHostInterface
+from agent.host.types import KernelFilesToRead, ProcessOrThread, VmHostInterface
 from agent.model.family import Family, Sample
 from agent.model.record import Severity
 from agent.qmp.commands import Command
-from agent.qmp.errors import QmpError, UnexpectedReplyError, UnreadableReplyError
+from agent.qmp.errors import QmpError, UnexpectedReplyTypeError, UnreadableReplyError
 
 MAX_SAMPLES = 4096
 """Maximum number of samples from one poll of a collector. Without a limit, a hostile reply with a million entries would delay other VMs."""
 
 Replies = Sequence[Any]
-"""Results of a collector's poll: QEMU's reply or a QmpError for each command, then a KernelFilesReply for each KernelFilesRequest."""
+"""Results of a collector's poll: QEMU's reply or a QmpError for each command, then a KernelFileContents for each KernelFilesToRead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,9 @@ class VmFacts:
     migration_events: bool = False
     version: tuple[int, int] = (0, 0)
     commands: frozenset[str] = frozenset()
-    process: LinuxTask | None = None
-    vcpus: tuple[LinuxTask, ...] = ()
-    iothreads: tuple[LinuxTask, ...] = ()
+    process: ProcessOrThread | None = None
+    vcpus: tuple[ProcessOrThread, ...] = ()
+    iothreads: tuple[ProcessOrThread, ...] = ()
     cgroup: str | None = None
     interfaces: tuple[VmHostInterface, ...] = ()
     hv_balloon: bool = False
@@ -103,13 +103,13 @@ def require_type(reply: Any, expected: type[T]) -> T:
 
     Raises:
         QmpError: the reply is an error.
-        UnexpectedReplyError: the reply has another type.
+        UnexpectedReplyTypeError: the reply has another type.
     """
     if isinstance(reply, expected):
         return reply
     if isinstance(reply, QmpError):
         raise reply
-    raise UnexpectedReplyError(f"expected {expected.__name__}, got {type(reply).__name__}")
+    raise UnexpectedReplyTypeError(f"expected {expected.__name__}, got {type(reply).__name__}")
 
 
 def optional_reply(reply: Any, expected: type[T]) -> T | None:
@@ -229,7 +229,7 @@ class Collector:
     derive: Callable[[PollResult, PollResult], Sequence[Sample]] = _return_samples_unchanged
     transitions: Callable[[PollResult, PollResult], Iterable[TransitionBetweenPolls]] = _no_transitions
     from_event: Mapping[str, Callable[[Mapping[str, Any]], Iterable[Sample]]] = field(default_factory=dict)
-    files: Callable[[VmFacts], Sequence[KernelFilesRequest]] = no_files_to_read
+    files: Callable[[VmFacts], Sequence[KernelFilesToRead]] = no_files_to_read
     accesses_storage: bool = False
     subjects: Callable[[VmFacts], Sequence[Any]] | None = None
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from agent.collectors.base import Collector, Replies, require_type
-from agent.collectors.disk_names import stable_name
-from agent.collectors.untrusted_json import as_list_of_objects, as_object, as_text
+from agent.collectors.disk_names import stable_disk_name
+from agent.collectors.untrusted_json import list_of_objects_or_empty, object_or_empty, text_or_empty
 from agent.model.family import Sample
 from agent.model.field_reader import FieldReader
 from agent.model.metrics.block import BLOCK, BLOCK_BACKING, BLOCK_TIMED
@@ -39,13 +39,13 @@ _MAX_NODES = 16
 
 def _collect(replies: Replies) -> Iterable[Sample]:
     for name, disk in named_disks_in_reply(replies[0]):
-        stats, storage = as_object(disk.get("stats")), nodes_to_storage(disk)[-1]
+        stats, storage = object_or_empty(disk.get("stats")), nodes_from_top_to_storage(disk)[-1]
         changed = {"parent": storage} if storage is not disk.get("parent") else {}
         if not stats.keys().isdisjoint(_HISTOGRAMS):
             changed["stats"] = stats | _histograms_with_sums(stats)
         yield Sample(BLOCK, (name,), _read_disk(disk | changed if changed else disk))
         if stats.get("timed_stats"):
-            for timed in as_list_of_objects(stats["timed_stats"], _MAX_INTERVALS):
+            for timed in list_of_objects_or_empty(stats["timed_stats"], _MAX_INTERVALS):
                 if type(seconds := timed.get("interval_length")) is int:
                     yield Sample(BLOCK_TIMED, (name, f"{seconds}s"), _read_timed(timed))
         if "backing" in disk:
@@ -78,7 +78,7 @@ def _sum_of_histogram(stats: Mapping[str, Any], key: str) -> Any:
     return total if has_all and (failed == 0 or stats.get("account_failed") is True) else None
 
 
-def nodes_to_storage(disk: dict[str, Any]) -> list[dict[str, Any]]:
+def nodes_from_top_to_storage(disk: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a disk's nodes from the top node to the storage: filters, the format and the protocol."""
     nodes = [disk]
     while len(nodes) < _MAX_NODES and isinstance(below := nodes[-1].get("parent"), dict):
@@ -106,13 +106,13 @@ def _skip_filters(node: dict[str, Any]) -> dict[str, Any]:
         below, backing = node.get("parent"), node.get("backing")
         if not isinstance(below, dict) or not isinstance(backing, dict):
             break
-        if not (name := as_text(below.get("node-name"))) or name != backing.get("node-name"):
+        if not (name := text_or_empty(below.get("node-name"))) or name != backing.get("node-name"):
             break
         node = below
     return node
 
 
-def count_images_listed_without_flat(reply: Any) -> int:
+def predict_images_listed_without_flat(reply: Any) -> int:
     """Return how many images query-named-block-nodes would list without `flat`.
 
     Without `flat`, QEMU lists each image of a backing chain together with all images below it. At most `_MAX_BACKING_LAYERS` images of a
@@ -121,7 +121,7 @@ def count_images_listed_without_flat(reply: Any) -> int:
     Args:
         reply: the reply to query-blockstats.
     """
-    layers = (1 + sum(1 for _ in backing_layers(disk)) for disk in as_list_of_objects(reply))
+    layers = (1 + sum(1 for _ in backing_layers(disk)) for disk in list_of_objects_or_empty(reply))
     return sum(count * (count + 1) // 2 for count in layers)
 
 
@@ -133,11 +133,11 @@ def named_disks_in_reply(reply: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
     Raises:
         QmpError: the reply is an error.
-        UnexpectedReplyError: the reply is not a list.
+        UnexpectedReplyTypeError: the reply is not a list.
     """
     seen: set[str] = set()
-    for disk in as_list_of_objects(require_type(reply, list)):
-        name = stable_name(disk)
+    for disk in list_of_objects_or_empty(require_type(reply, list)):
+        name = stable_disk_name(disk)
         if name and name not in seen:
             seen.add(name)
             yield name, disk

@@ -11,15 +11,15 @@ from typing import Any
 import orjson
 
 from agent.collectors.base import Collector, Replies, VmFacts, require_type
-from agent.collectors.block import backing_layers, named_disks_in_reply, nodes_to_storage
+from agent.collectors.block import backing_layers, named_disks_in_reply, nodes_from_top_to_storage
 from agent.collectors.disk_names import FILTERS, DiskNames
-from agent.collectors.untrusted_json import as_list_of_objects, as_object, as_text
+from agent.collectors.untrusted_json import list_of_objects_or_empty, object_or_empty, text_or_empty
 from agent.model.family import FieldValues, Sample
 from agent.model.field_reader import MAX_DETAIL_BYTES, FieldReader
 from agent.model.metrics.block_layers import BLOCK_BITMAP, BLOCK_LAYER, BLOCK_NAMES
 from agent.model.record import sanitize
 from agent.qmp.commands import Command
-from agent.qmp.errors import UnexpectedReplyError
+from agent.qmp.errors import UnexpectedReplyTypeError
 
 _read = FieldReader(BLOCK_LAYER)
 _read_bitmap = FieldReader(BLOCK_BITMAP)
@@ -64,14 +64,14 @@ def has_flat_argument(version: tuple[int, int]) -> bool:
 def _collect(replies: Replies) -> Iterable[Sample]:
     listed = require_type(replies[0], list)
     if len(replies) == 1:
-        raise UnexpectedReplyError(_CHAINS_TOO_LONG)
-    nodes = {name: node for node in as_list_of_objects(listed) if (name := as_text(node.get("node-name")))}
+        raise UnexpectedReplyTypeError(_CHAINS_TOO_LONG)
+    nodes = {name: node for node in list_of_objects_or_empty(listed) if (name := text_or_empty(node.get("node-name")))}
     for device, disk in named_disks_in_reply(replies[1]):
         for layer, name in _layers_of_disk(nodes, disk):
             if name in nodes:
                 yield Sample(BLOCK_LAYER, (device, layer), _read(_add_image_details(nodes[name])))
                 yield from _bitmap_samples(device, layer, nodes[name])
-    names = DiskNames.from_replies(replies[1], replies[0]).unique_names_by_disk()
+    names = DiskNames.from_replies(replies[1], replies[0]).unshared_names_by_disk()
     for device, _ in named_disks_in_reply(replies[1]):
         if device in names:
             yield Sample(BLOCK_NAMES, (device,), _read_names({"names": _truncate_names(names[device])}))
@@ -85,28 +85,28 @@ def _truncate_names(names: list[str]) -> list[str]:
 
 def _add_image_details(node: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the node with its internal snapshots and the details of its encryption, if its format has them."""
-    image = as_object(node.get("image"))
-    details = _encryption_details(as_object(image.get("format-specific")))
+    image = object_or_empty(node.get("image"))
+    details = _encryption_details(object_or_empty(image.get("format-specific")))
     fields = {**node, "encryption_details": details} if details else node
     if image.get("format") != "qcow2":
         return fields
     snapshots = image.get("snapshots", [])
     if not isinstance(snapshots, list):
         return fields
-    last = [_snapshot_fields(snapshot) for snapshot in as_list_of_objects(snapshots[-_MAX_SNAPSHOTS:])]
+    last = [_snapshot_fields(snapshot) for snapshot in list_of_objects_or_empty(snapshots[-_MAX_SNAPSHOTS:])]
     return {**fields, "snapshots": len(snapshots), **({"snapshot_list": last} if last else {})}
 
 
 def _snapshot_fields(snapshot: Mapping[str, Any]) -> FieldValues:
     numbers = {"created_timestamp_seconds": snapshot.get("date-sec"), "vm_state_bytes": snapshot.get("vm-state-size")}
-    texts = {key: sanitize(as_text(snapshot.get(key)), _MAX_TEXT) for key in ("id", "name")}
+    texts = {key: sanitize(text_or_empty(snapshot.get(key)), _MAX_TEXT) for key in ("id", "name")}
     return texts | {key: number for key, number in numbers.items() if type(number) is int and number >= 0}
 
 
 def _encryption_details(format_specific: Mapping[str, Any]) -> FieldValues:
     """Return the details of an image's LUKS encryption. A qcow2 image has these details in the object `encrypt`."""
-    data = as_object(format_specific.get("data"))
-    luks = data if format_specific.get("type") == "luks" else as_object(data.get("encrypt"))
+    data = object_or_empty(format_specific.get("data"))
+    luks = data if format_specific.get("type") == "luks" else object_or_empty(data.get("encrypt"))
     keys = {
         "cipher": "cipher-alg",
         "mode": "cipher-mode",
@@ -115,23 +115,25 @@ def _encryption_details(format_specific: Mapping[str, Any]) -> FieldValues:
         "hash": "hash-alg",
     }
     details: FieldValues = {
-        name: sanitize(text, _MAX_TEXT) for name, key in keys.items() if (text := as_text(luks.get(key)))
+        name: sanitize(text, _MAX_TEXT) for name, key in keys.items() if (text := text_or_empty(luks.get(key)))
     }
     if details:
-        details["active_slots"] = sum(slot.get("active") is True for slot in as_list_of_objects(luks.get("slots")))
+        details["active_slots"] = sum(
+            slot.get("active") is True for slot in list_of_objects_or_empty(luks.get("slots"))
+        )
     return details
 
 
 def _bitmap_samples(device: str, layer: str, node: Mapping[str, Any]) -> Iterator[Sample]:
     """Yield a sample for each named dirty bitmap of a layer. Bitmaps without a name belong to jobs and are omitted."""
-    for bitmap in as_list_of_objects(node.get("dirty-bitmaps"), _MAX_BITMAPS):
-        if name := as_text(bitmap.get("name")):
+    for bitmap in list_of_objects_or_empty(node.get("dirty-bitmaps"), _MAX_BITMAPS):
+        if name := text_or_empty(bitmap.get("name")):
             yield Sample(BLOCK_BITMAP, (device, layer, sanitize(name)), _read_bitmap(bitmap))
 
 
 def _layers_of_disk(nodes: NodesByName, disk: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the layers of a disk, `format`, `storage` and `backing-1` to `backing-N`, each with its node name. Omit filter nodes."""
-    names = [name for node in nodes_to_storage(disk) if isinstance(name := node.get("node-name"), str)]
+    names = [name for node in nodes_from_top_to_storage(disk) if isinstance(name := node.get("node-name"), str)]
     without_filters = [name for name in names if str(nodes.get(name, {}).get("drv")) not in FILTERS]
     if without_filters:
         yield "format", without_filters[0]

@@ -5,7 +5,7 @@ from sys import intern
 from typing import Any
 
 from agent.collectors.base import Collector, Replies, VmFacts, require_type
-from agent.collectors.untrusted_json import as_list_of_objects, as_object, as_text
+from agent.collectors.untrusted_json import list_of_objects_or_empty, object_or_empty, text_or_empty
 from agent.model.family import FieldValues, Sample
 from agent.model.field_reader import FieldReader
 from agent.model.metrics.devices_and_displays import INVENTORY, TPM
@@ -25,7 +25,7 @@ _MAX_TEXT = 96
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
-    buses, chardevs, backends = (as_list_of_objects(require_type(reply, list)) for reply in replies)
+    buses, chardevs, backends = (list_of_objects_or_empty(require_type(reply, list)) for reply in replies)
     pci = [_pci_fields(device) for bus in buses for device in _pci_devices(bus.get("devices"))]
     fields = {
         "pci_devices": len(pci),
@@ -38,13 +38,13 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 
 def _pci_devices(devices: Any, bridges: int = 0) -> Iterator[dict[str, Any]]:
     """Yield the devices of a PCI bus and of the buses behind its bridges. `bridges` is the number of bridges above the bus."""
-    for device in as_list_of_objects(devices) if bridges < _MAX_BRIDGES else ():
+    for device in list_of_objects_or_empty(devices) if bridges < _MAX_BRIDGES else ():
         yield device
-        yield from _pci_devices(as_object(device.get("pci_bridge")).get("devices"), bridges + 1)
+        yield from _pci_devices(object_or_empty(device.get("pci_bridge")).get("devices"), bridges + 1)
 
 
 def _pci_fields(device: dict[str, Any]) -> FieldValues:
-    device_class, ids = as_object(device.get("class_info")), as_object(device.get("id"))
+    device_class, ids = object_or_empty(device.get("class_info")), object_or_empty(device.get("id"))
     bus, slot, function = (_number_or_zero(device.get(key)) for key in ("bus", "slot", "function"))
     vendor, product = (_number_or_zero(ids.get(key)) for key in ("vendor", "device"))
     return {
@@ -79,7 +79,7 @@ def _memory_backend_fields(backend: dict[str, Any]) -> FieldValues:
 
 
 def _interned_text(raw: Any) -> str:
-    return intern(sanitize(as_text(raw), _MAX_TEXT))  # interned, because most VMs have the same devices
+    return intern(sanitize(text_or_empty(raw), _MAX_TEXT))  # interned, because most VMs have the same devices
 
 
 def _number_or_zero(raw: Any) -> int:
@@ -87,8 +87,8 @@ def _number_or_zero(raw: Any) -> int:
 
 
 def _collect_tpms(replies: Replies) -> Iterable[Sample]:
-    for tpm in as_list_of_objects(require_type(replies[0], list), MAX_LISTED):
-        if name := as_text(tpm.get("id")):
+    for tpm in list_of_objects_or_empty(require_type(replies[0], list), MAX_LISTED):
+        if name := text_or_empty(tpm.get("id")):
             yield Sample(TPM, (sanitize(name),), _read_tpm(tpm))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agent.collectors.base import Collector, PollIntervals, Replies, VmFacts, optional_reply, require_type
-from agent.collectors.untrusted_json import as_list_of_objects, as_text
+from agent.collectors.untrusted_json import list_of_objects_or_empty, text_or_empty
 from agent.model.family import FieldValues, Sample
 from agent.model.field_reader import FieldReader
 from agent.model.metrics.memory import DIRTY_RATE, VCPU_DIRTY
@@ -38,7 +38,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
         vcpus = _merge_by_vcpu(vcpus, optional_reply(limits, list), "cpu-index")
     samples = [Sample(VCPU_DIRTY, (str(number),), values) for number, values in list(vcpus.items())[:_MAX_VCPUS]]
     if measurement.get("status") not in ("unstarted", None):
-        unit = as_text(measurement.get("calc-time-unit", "second"))
+        unit = text_or_empty(measurement.get("calc-time-unit", "second"))
         seconds = measurement.get("calc-time")
         duration = (
             {"seconds": seconds / _UNITS_PER_SECOND[unit]} if type(seconds) is int and unit in _UNITS_PER_SECOND else {}
@@ -50,7 +50,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 def _merge_by_vcpu(known: Mapping[int, FieldValues], entries: Any, key: str) -> dict[int, FieldValues]:
     """Return the known values of each vCPU, plus the values in the reply's entries. `key` names the field with an entry's vCPU number."""
     merged = dict(known)
-    for entry in as_list_of_objects(entries):
+    for entry in list_of_objects_or_empty(entries):
         if type(number := entry.get(key)) is int:
             merged[number] = merged.get(number, {}) | _read_vcpu(entry)
     return merged

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from agent.collectors.untrusted_json import as_list_of_objects, as_object, as_text
-from agent.model.event_definition import device_name
+from agent.collectors.untrusted_json import list_of_objects_or_empty, object_or_empty, text_or_empty
+from agent.model.event_definition import device_name_from_qom_path
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK, BLOCK_BACKING, BLOCK_DEVICE
 from agent.model.metrics.block_layers import BLOCK_LAYER, BLOCK_NAMES
@@ -43,7 +43,7 @@ _MAX_CACHED_NAME = 255
 """Maximum length of a cached device name in characters, because a hostile QEMU can send names of megabytes."""
 
 
-def stable_name(disk: Mapping[str, Any]) -> str:
+def stable_disk_name(disk: Mapping[str, Any]) -> str:
     """Return the disk's stable name, which snapshots and mirrors do not change.
 
     The stable name is the device id; without a device id, the name of the block backend; without both, the node name.
@@ -57,14 +57,16 @@ def stable_name(disk: Mapping[str, Any]) -> str:
     for key in ("qdev", "device", "node-name"):
         name = disk.get(key)
         if isinstance(name, str) and name:
-            return _short_device_name(name) if len(name) <= _MAX_CACHED_NAME else sanitize(device_name(name))
+            return (
+                _short_device_name(name) if len(name) <= _MAX_CACHED_NAME else sanitize(device_name_from_qom_path(name))
+            )
     return ""
 
 
 @lru_cache(maxsize=4096)
 def _short_device_name(name: str) -> str:
     """Return the sanitized device name. The result is cached, because every poll of every disk needs the name."""
-    return sanitize(device_name(name))
+    return sanitize(device_name_from_qom_path(name))
 
 
 class DiskNames:
@@ -86,15 +88,17 @@ class DiskNames:
             block: the reply to query-block.
         """
         graph = cls()
-        for disk in as_list_of_objects(stats):
-            if name := stable_name(disk):
+        for disk in list_of_objects_or_empty(stats):
+            if name := stable_disk_name(disk):
                 graph._add_names(name, *_names_of_disk(disk))
-        for disk in as_list_of_objects(block):
-            node = as_object(disk.get("inserted")).get("node-name")
+        for disk in list_of_objects_or_empty(block):
+            node = object_or_empty(disk.get("inserted")).get("node-name")
             names = (disk.get("qdev"), disk.get("device"), node)
-            if name := graph.find_disk(*names) or stable_name({**disk, "node-name": node}):
+            if name := graph.find_disk(*names) or stable_disk_name({**disk, "node-name": node}):
                 graph._add_names(name, *names)
-        by_name = {name: node for node in as_list_of_objects(nodes) if (name := as_text(node.get("node-name")))}
+        by_name = {
+            name: node for node in list_of_objects_or_empty(nodes) if (name := text_or_empty(node.get("node-name")))
+        }
         graph._add_child_names(by_name)
         graph._add_filter_names(by_name)
         return graph
@@ -121,7 +125,7 @@ class DiskNames:
         """
         for name in names:
             if isinstance(name, str) and name:
-                disks = self._disks_with_name(name) or self._disks_with_name(device_name(name))
+                disks = self._disks_with_name(name) or self._disks_with_name(device_name_from_qom_path(name))
                 if len(disks) == 1:
                     return next(iter(disks))
         return None
@@ -129,7 +133,7 @@ class DiskNames:
     def _disks_with_name(self, name: str) -> set[str]:
         return self._disks_by_name.get(sanitize(name), set())
 
-    def unique_names_by_disk(self) -> dict[str, list[str]]:
+    def unshared_names_by_disk(self) -> dict[str, list[str]]:
         """Return the other names of each disk, sorted, by the disk's stable name. Names that several disks share are omitted."""
         names: dict[str, list[str]] = {}
         for name, disks in sorted(self._disks_by_name.items()):
@@ -160,12 +164,12 @@ class DiskNames:
         """Add the names of the filters above known nodes. A filter can be above another filter."""
         disks_by_file: dict[str, set[str]] = {}
         for name, node in nodes.items():
-            if name in self._disks_by_name and (file := as_text(node.get("file"))):
+            if name in self._disks_by_name and (file := text_or_empty(node.get("file"))):
                 disks_by_file.setdefault(file, set()).update(self._disks_by_name[name])
         filters = {
             name: node
             for name, node in nodes.items()
-            if name not in self._disks_by_name and as_text(node.get("drv")) in FILTERS
+            if name not in self._disks_by_name and text_or_empty(node.get("drv")) in FILTERS
         }
         has_located = True
         while filters and has_located:
@@ -174,7 +178,7 @@ class DiskNames:
                 if "children" in node:
                     disks = {disk for child in _child_nodes(node) for disk in self._disks_by_name.get(child, ())}
                 else:
-                    disks = disks_by_file.get(as_text(node.get("file")), set())
+                    disks = disks_by_file.get(text_or_empty(node.get("file")), set())
                 if disks:
                     for disk in disks:
                         self._add_names(disk, name)
@@ -183,9 +187,9 @@ class DiskNames:
 
 
 def _child_nodes(node: Mapping[str, Any]) -> Iterator[str]:
-    for child in as_list_of_objects(node.get("children")):
-        name = as_text(child.get("node-name"))
-        if name and as_text(child.get("child")) not in _OTHER_DATA_CHILDREN:
+    for child in list_of_objects_or_empty(node.get("children")):
+        name = text_or_empty(child.get("node-name"))
+        if name and text_or_empty(child.get("child")) not in _OTHER_DATA_CHILDREN:
             yield sanitize(name)
 
 

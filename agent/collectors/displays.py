@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from agent.collectors.base import Collector, Replies, require_type
-from agent.collectors.untrusted_json import as_list_of_objects, as_text
+from agent.collectors.untrusted_json import list_of_objects_or_empty, text_or_empty
 from agent.model.family import FieldValues, Sample
 from agent.model.field_reader import FieldReader
 from agent.model.metrics.devices_and_displays import SPICE, VNC
@@ -37,9 +37,12 @@ _CHANNELS = {
 
 
 def _collect_vnc(replies: Replies) -> Iterable[Sample]:
-    for display in as_list_of_objects(require_type(replies[0], list), _MAX_DISPLAYS):
-        if name := as_text(display.get("id")):
-            addresses, clients = as_list_of_objects(display.get("server")), as_list_of_objects(display.get("clients"))
+    for display in list_of_objects_or_empty(require_type(replies[0], list), _MAX_DISPLAYS):
+        if name := text_or_empty(display.get("id")):
+            addresses, clients = (
+                list_of_objects_or_empty(display.get("server")),
+                list_of_objects_or_empty(display.get("clients")),
+            )
             fields = {
                 "addresses": [
                     _host_and_port(address) | _display_authentication(address) for address in addresses[:_MAX_CLIENTS]
@@ -55,7 +58,7 @@ def _collect_spice(replies: Replies) -> Iterable[Sample]:
     if display.get("enabled") is not True:
         return ()
     clients: dict[str, list[dict[str, Any]]] = {}
-    for channel in as_list_of_objects(display.get("channels")):  # a client has several channels
+    for channel in list_of_objects_or_empty(display.get("channels")):  # a client has several channels
         clients.setdefault(str(channel.get("connection-id")), []).append(channel)
     connected = [_host_and_port(channels[0]) | _channel_types(channels) for channels in clients.values()]
     fields = {"clients": len(clients), "who": connected[:_MAX_CLIENTS]}

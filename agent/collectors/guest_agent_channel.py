@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agent.collectors.base import Collector, Replies, VmFacts, on_event_else_poll_interval, optional_reply, require_type
-from agent.collectors.untrusted_json import as_list_of_objects, as_text
+from agent.collectors.untrusted_json import list_of_objects_or_empty, text_or_empty
 from agent.model.family import Sample
 from agent.model.field_reader import FieldReader
 from agent.model.metrics.guest import GUEST_AGENT
@@ -32,9 +32,9 @@ def _commands(facts: VmFacts) -> Sequence[Command]:
 
 def _collect(replies: Replies) -> Iterable[Sample]:
     chardevs, label = require_type(replies[0], list), optional_reply(replies[1], str)
-    chardev = next((c for c in as_list_of_objects(chardevs) if label and c.get("label") == label), None)
+    chardev = next((c for c in list_of_objects_or_empty(chardevs) if label and c.get("label") == label), None)
     if chardev is not None:
-        yield Sample(GUEST_AGENT, (), _read(chardev | _parse_socket(as_text(chardev.get("filename")))))
+        yield Sample(GUEST_AGENT, (), _read(chardev | _parse_socket(text_or_empty(chardev.get("filename")))))
 
 
 def _parse_socket(filename: str) -> dict[str, Any]:

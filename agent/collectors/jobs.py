@@ -16,7 +16,7 @@ from agent.collectors.base import (
     on_event_else_poll_interval,
     require_type,
 )
-from agent.collectors.untrusted_json import as_list_of_objects, as_text
+from agent.collectors.untrusted_json import list_of_objects_or_empty, text_or_empty
 from agent.model.family import FieldValues, Sample
 from agent.model.field_reader import FieldReader
 from agent.model.metrics.jobs import JOB
@@ -38,10 +38,10 @@ def _commands(facts: VmFacts) -> tuple[Command, ...]:
 def _collect(replies: Replies) -> Iterable[Sample]:
     """Merge the two replies by job. Without query-jobs, a block job's offset is its progress, and its length is its target."""
     jobs: dict[str, dict[str, Any]] = {}
-    for job in as_list_of_objects(require_type(replies[0], list)):
+    for job in list_of_objects_or_empty(require_type(replies[0], list)):
         if isinstance(name := job.get("device"), str):  # `device` contains the job's id
             jobs[name] = {"current-progress": job.get("offset"), "total-progress": job.get("len")} | job
-    for job in as_list_of_objects(require_type(replies[1], list)) if len(replies) > 1 else ():
+    for job in list_of_objects_or_empty(require_type(replies[1], list)) if len(replies) > 1 else ():
         if isinstance(name := job.get("id"), str):
             jobs[name] = jobs.get(name, {}) | job
     return [_to_sample(name, job) for name, job in list(jobs.items())[:MAX_JOBS]]
@@ -51,7 +51,7 @@ def _to_sample(name: str, job: dict[str, Any]) -> Sample:
     values = _read(job)
     if (target := values.get("progress_target", 0)) > 0 and "progress" in values:
         values["progress_ratio"] = min(1.0, max(0.0, values["progress"] / target))
-    job_type = sanitize(as_text(job.get("type")), 64)
+    job_type = sanitize(text_or_empty(job.get("type")), 64)
     return Sample(JOB, (sanitize(name) or "unknown", job_type or "unknown"), values)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agent.collectors.base import Collector, PollIntervals, Replies, VmFacts, require_type
-from agent.collectors.untrusted_json import as_list_of_objects, as_text
+from agent.collectors.untrusted_json import list_of_objects_or_empty, text_or_empty
 from agent.model.family import Family, FieldValues, Sample
 from agent.model.field_reader import FieldReader
 from agent.model.metrics.kvm import KVM, KVM_VCPU
@@ -30,11 +30,11 @@ _MAX_VCPUS = 4096
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
-    vm_stats, vcpu_stats, vcpus = (as_list_of_objects(require_type(reply, list), _MAX_VCPUS) for reply in replies)
-    numbers = {path: vcpu.get("cpu-index") for vcpu in vcpus if (path := as_text(vcpu.get("qom-path")))}
+    vm_stats, vcpu_stats, vcpus = (list_of_objects_or_empty(require_type(reply, list), _MAX_VCPUS) for reply in replies)
+    numbers = {path: vcpu.get("cpu-index") for vcpu in vcpus if (path := text_or_empty(vcpu.get("qom-path")))}
     samples = [Sample(KVM, (), _read(_values_by_name(entry))) for entry in vm_stats[:1]]
     for entry in vcpu_stats:
-        number = numbers.get(as_text(entry.get("qom-path")))
+        number = numbers.get(text_or_empty(entry.get("qom-path")))
         if type(number) is int:
             samples.append(Sample(KVM_VCPU, (str(number),), _read_vcpu(_values_by_name(entry))))
     return [sample for sample in samples if sample.values]
@@ -42,7 +42,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 
 def _values_by_name(entry: Mapping[str, Any]) -> FieldValues:
     """Return the values of one entry of the reply to query-stats, by name."""
-    return {as_text(stat.get("name")): stat.get("value") for stat in as_list_of_objects(entry.get("stats"))}
+    return {text_or_empty(stat.get("name")): stat.get("value") for stat in list_of_objects_or_empty(entry.get("stats"))}
 
 
 def _next_poll_delay(samples: Sequence[Sample], _facts: VmFacts, intervals: PollIntervals) -> float | None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from agent.collectors.base import Collector, Replies, require_type
-from agent.collectors.untrusted_json import as_list_of_objects, as_object, as_text
+from agent.collectors.untrusted_json import list_of_objects_or_empty, object_or_empty, text_or_empty
 from agent.model.family import Sample
 from agent.model.field_reader import FieldReader
 from agent.model.metrics.memory import MEMORY, MEMORY_DEVICE
@@ -24,9 +24,9 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 
 def _device_samples(devices: list[Any]) -> Iterator[Sample]:
     """Yield a sample for each memory device. The label is the device's id, or the id of its memory backend if the device has no id."""
-    for device in as_list_of_objects(devices, _MAX_DEVICES):
-        data = as_object(device.get("data"))
-        if name := as_text(data.get("id")) or as_text(data.get("memdev")):
+    for device in list_of_objects_or_empty(devices, _MAX_DEVICES):
+        data = object_or_empty(device.get("data"))
+        if name := text_or_empty(data.get("id")) or text_or_empty(data.get("memdev")):
             address = data.get("addr", data.get("memaddr"))
             fields = {"address": address} if type(address) is int else {}
             yield Sample(MEMORY_DEVICE, (sanitize(name),), _read_device(device | fields))

@@ -92,7 +92,7 @@ _RENAMED_FIELDS = {"passes": "passes_total", "postcopy_requests": "postcopy_requ
 _TRANSFERRED_FIELDS = ("ram_transferred_bytes_total", "disk_transferred_bytes_total", "vfio_transferred_bytes_total")
 
 
-def is_source(values: Mapping[str, Any]) -> bool:
+def is_from_migration_source(values: Mapping[str, Any]) -> bool:
     """Return whether the values of a migration sample are from a source. A destination reports neither sent bytes nor a duration."""
     return "ram_transferred_bytes_total" in values or "elapsed_seconds" in values
 
@@ -103,7 +103,7 @@ def _migration_end_fields(last: Mapping[str, Any]) -> FieldValues:
     Set the field `role` only if a source reported the values. After a failed migration, even the source may report no values. So missing
     values do not mean that this VM is the destination.
     """
-    fields: FieldValues = {"outcome": last["status"]} | ({"role": "source"} if is_source(last) else {})
+    fields: FieldValues = {"outcome": last["status"]} | ({"role": "source"} if is_from_migration_source(last) else {})
     fields |= {key: last[key] for key in _COPIED_FIELDS if key in last}
     fields |= {name: last[key] for name, key in _RENAMED_FIELDS.items() if key in last}
     if "ram_transferred_bytes_total" in last:

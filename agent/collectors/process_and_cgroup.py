@@ -15,7 +15,7 @@ from agent.host.procfs import (
     single_number_file_format,
     split_stat,
 )
-from agent.host.types import KernelFilesRequest
+from agent.host.types import KernelFilesToRead
 from agent.model.family import FieldValues, Sample
 from agent.model.field_reader import FieldReader
 from agent.model.metrics.vm_process_and_interfaces import CGROUP, PROCESS
@@ -49,11 +49,11 @@ _CGROUP_PARSERS = {
 _CGROUP_FILES = tuple(_CGROUP_PARSERS)
 
 
-def _process_files(facts: VmFacts) -> Sequence[KernelFilesRequest]:
+def _process_files(facts: VmFacts) -> Sequence[KernelFilesToRead]:
     task = facts.process
     if task is None:
         return ()
-    return (KernelFilesRequest("", _PROCESS_FILES, _read_constants({"known": {"pid": task.id, **task.extra_values}})),)
+    return (KernelFilesToRead("", _PROCESS_FILES, _read_constants({"known": {"pid": task.id, **task.extra_values}})),)
 
 
 def _collect_process(replies: Replies) -> Iterable[Sample]:
@@ -71,8 +71,8 @@ def _collect_process(replies: Replies) -> Iterable[Sample]:
         yield Sample(PROCESS, (), values)
 
 
-def _cgroup_files(facts: VmFacts) -> Sequence[KernelFilesRequest]:
-    return (KernelFilesRequest(facts.cgroup, _CGROUP_FILES, facts.cgroup),) if facts.cgroup is not None else ()
+def _cgroup_files(facts: VmFacts) -> Sequence[KernelFilesToRead]:
+    return (KernelFilesToRead(facts.cgroup, _CGROUP_FILES, facts.cgroup),) if facts.cgroup is not None else ()
 
 
 def _collect_cgroup(replies: Replies) -> Iterable[Sample]:

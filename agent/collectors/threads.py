@@ -10,7 +10,7 @@ from agent.host.procfs import (
     schedstat_file_format,
     split_stat,
 )
-from agent.host.types import KernelFilesRequest, LinuxTask
+from agent.host.types import KernelFilesToRead, ProcessOrThread
 from agent.model.family import Family, FieldValues, Sample
 from agent.model.field_reader import FieldReader
 from agent.model.metrics.vm_process_and_interfaces import IOTHREAD, VCPU
@@ -18,19 +18,18 @@ from agent.model.metrics.vm_process_and_interfaces import IOTHREAD, VCPU
 _FILES = ("stat", "schedstat")
 
 
-def _thread_collector(name: str, family: Family, tasks_of: Callable[[VmFacts], Sequence[LinuxTask]]) -> Collector:
+def _thread_collector(name: str, family: Family, tasks_of: Callable[[VmFacts], Sequence[ProcessOrThread]]) -> Collector:
     """Return the collector of the threads that `tasks_of` returns."""
     read_constants = FieldReader(family)
     add_stat = KernelFileParser(family, "stat", process_stat_file_format)
     add_schedstat = KernelFileParser(family, "schedstat", schedstat_file_format)
 
-    def constants_of(task: LinuxTask) -> FieldValues:
+    def constants_of(task: ProcessOrThread) -> FieldValues:
         return read_constants({"known": {"thread": task.id, **task.extra_values}, "stat": {"state": ""}})
 
-    def files(facts: VmFacts) -> Sequence[KernelFilesRequest]:
+    def files(facts: VmFacts) -> Sequence[KernelFilesToRead]:
         return [
-            KernelFilesRequest(f"task/{task.id}", _FILES, ((task.name,), constants_of(task)))
-            for task in tasks_of(facts)
+            KernelFilesToRead(f"task/{task.id}", _FILES, ((task.name,), constants_of(task))) for task in tasks_of(facts)
         ]
 
     def collect(replies: Replies) -> Iterable[Sample]:

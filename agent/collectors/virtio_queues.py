@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from agent.collectors.base import Collector, Replies, VirtioDisk, VmFacts, optional_reply
 from agent.collectors.block import named_disks_in_reply
-from agent.collectors.untrusted_json import as_text
+from agent.collectors.untrusted_json import text_or_empty
 from agent.model.family import Sample
 from agent.model.field_reader import FieldReader
 from agent.model.metrics.block_stall import VIRTIO_QUEUE
@@ -36,7 +36,7 @@ def virtio_disk_qom_paths(blockstats: object) -> list[tuple[str, str]]:
     Raises:
         QmpError: the reply is an error, or is not a list.
     """
-    paths = [(name, as_text(disk.get("qdev"))) for name, disk in named_disks_in_reply(blockstats)]
+    paths = [(name, text_or_empty(disk.get("qdev"))) for name, disk in named_disks_in_reply(blockstats)]
     return [(name, path) for name, path in paths if path.endswith(VIRTIO_BACKEND_SUFFIX)][:MAX_DISKS]
 
 

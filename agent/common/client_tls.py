@@ -2,7 +2,7 @@
 
 import ssl
 
-from agent.common.config_types import ConfigSection, SecretPath, expand_secret_path
+from agent.common.config_types import ConfigSection, SecretPath, expand_credentials_directory
 
 
 class ClientTlsConfig(ConfigSection):
@@ -27,7 +27,8 @@ class ClientTlsConfig(ConfigSection):
             OSError: a file cannot be read, or has no certificate or key; the error names the file.
         """
         ca, certificate, key = (
-            expand_secret_path(file) if file is not None else None for file in (self.ca, self.certificate, self.key)
+            expand_credentials_directory(file) if file is not None else None
+            for file in (self.ca, self.certificate, self.key)
         )
         file = ca
         try:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from agent.common.units import parse_bytes, parse_seconds
+from agent.common.durations_and_sizes import parse_bytes, parse_seconds
 
 # Without this variable, pydantic reads the metadata of all installed packages to look for plugins.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
@@ -81,7 +81,7 @@ SecretPath = Annotated[str, AfterValidator(_check_secret_path)]
 """Path of a file with a secret or a certificate: an absolute path, or a path that begins with `${CREDENTIALS_DIRECTORY}/`."""
 
 
-def expand_secret_path(path: str) -> Path:
+def expand_credentials_directory(path: str) -> Path:
     """Replace `${CREDENTIALS_DIRECTORY}` in a path by systemd's directory of secrets (systemd.exec(5)).
 
     Raises:

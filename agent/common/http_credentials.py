@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import StringConstraints, model_validator
 
 from agent.common.client_tls import ClientTlsConfig
-from agent.common.config_types import ConfigSection, SecretPath, expand_secret_path
+from agent.common.config_types import ConfigSection, SecretPath, expand_credentials_directory
 
 if TYPE_CHECKING:
     import ssl
@@ -53,7 +53,7 @@ def read_secret(path: str) -> str:
     Raises:
         OSError: the file cannot be read; the error names the file.
     """
-    file = expand_secret_path(path)
+    file = expand_credentials_directory(path)
     try:
         with file.open(encoding="utf-8") as opened:
             return opened.read(MAX_SECRET_BYTES).split("\n", 1)[0].rstrip("\r")
@@ -83,7 +83,7 @@ class HttpCredentials:
         config = self._config
         options: dict[str, Any] = {}
         if (tls := config.tls) is not None:
-            stats = [expand_secret_path(path).stat() for path in tls.paths]
+            stats = [expand_credentials_directory(path).stat() for path in tls.paths]
             file_stats = [(stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats]
             if self._context is None or file_stats != self._tls_file_stats:
                 self._context, self._tls_file_stats = tls.ssl_context(), file_stats

@@ -18,7 +18,7 @@ from agent.alerts.rules.derived_samples import BALLOON_MEMORY, DISK_CHAIN
 from agent.alerts.rules.overrides import AlertOverride
 from agent.alerts.rules.rule_types import EventAlertRule, EventMatch, LimitUnit, SampleAlertRule
 from agent.common.config_types import ConfigSection, PositiveSeconds, Seconds
-from agent.common.units import parse_bytes, parse_seconds
+from agent.common.durations_and_sizes import parse_bytes, parse_seconds
 from agent.model.family import Family, FieldKind
 from agent.model.metrics import FAMILIES
 from agent.model.qmp_event_fields import EVENT_FIELDS

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, WithJsonSchema
 
-from agent.common.units import parse_seconds
+from agent.common.durations_and_sizes import parse_seconds
 from agent.qmp.commands import MAX_HISTOGRAM_BOUNDARIES
 
 MIN_BOUNDARY_SECONDS = 0.000001

@@ -122,7 +122,7 @@ class TimeoutsConfig(ConfigSection):
     """Maximum time to deliver the remaining records at shutdown."""
 
 
-class AllowedChangesConfig(ConfigSection):
+class AllowedQemuChangesConfig(ConfigSection):
     """Changes to QEMU that the agent may make, and unstable commands that it may send. By default, there are none."""
 
     guest_stats_interval: Annotated[Seconds, Field(ge=1, le=3600)] | None = None
@@ -301,7 +301,7 @@ class Config(ConfigSection):
     """How long the agent waits for QEMU, and for delivery when it stops."""
     alerts: AlertsConfig = AlertsConfig()
     """Alerts. The agent emits each alert as a record and as a metric."""
-    allow: AllowedChangesConfig = AllowedChangesConfig()
+    allow: AllowedQemuChangesConfig = AllowedQemuChangesConfig()
     """Changes to QEMU that the agent may make, and unstable commands that it may send. By default, there are none."""
     labels: LabelsConfig = LabelsConfig()
     """Labels of the series qemu_vm_info, from libvirt's XML."""

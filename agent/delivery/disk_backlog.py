@@ -50,7 +50,7 @@ class DiskBacklog:
         if self.oldest_ns is None:
             self._oldest_ns = record.time_ns
         self.last_row = record.row
-        self.size.add((record,))
+        self.size.add_records((record,))
 
     def on_read(
         self, records: Sequence[EncodedRecord], corrupt: int, last_read_row: int
@@ -126,7 +126,7 @@ class DiskBacklog:
         self.size.subtract(deleted.records, deleted.bytes)
         self.stored_size.subtract(deleted.records, deleted.bytes)
 
-    def reset(
+    def reset_to_journal_rows(
         self, stored: RowsSummary, last_row: int, copied: Sequence[EncodedRecord], copied_rows: Sequence[int]
     ) -> int:
         """Replace the backlog by the rows of a newly opened journal file.
@@ -164,7 +164,7 @@ class DiskBacklog:
         for after_row, group in by_row_before.items():
             deletion = self._deletions.setdefault(after_row, RowDeletion(after_row))
             deletion.last_row = max(deletion.last_row, *(record.row or 0 for record in group))
-            deletion.size.add(group)
+            deletion.size.add_records(group)
 
     def _last_postponed_before(self, row: int) -> int:
         """Return the last postponed row that precedes a delivered row; 0 if there is none."""

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-from agent.delivery.record_delivery_state_transitions import FINISHED, WRITE_COMMITTED, WRITE_FAILED, WRITE_STARTED
+from agent.delivery.record_state_machine import FINISHED, WRITE_COMMITTED, WRITE_FAILED, WRITE_STARTED
 from agent.delivery.sizes import total_bytes_with_overhead
 from agent.model.record import RECORD_OVERHEAD_BYTES, EncodedRecord, RecordDeliveryState
 
@@ -35,10 +35,10 @@ class MemoryTail:
     def popleft(self) -> EncodedRecord:
         """Remove and return the oldest record."""
         record = self.records.popleft()
-        self.bytes -= record.size
+        self.bytes -= record.bytes_with_overhead
         return record
 
-    def remove_first(self, records: Sequence[EncodedRecord]) -> None:
+    def remove_oldest_batch(self, records: Sequence[EncodedRecord]) -> None:
         """Remove the oldest records.
 
         Args:
@@ -66,7 +66,7 @@ class MemoryTail:
             record = self.popleft()
             record.delivery_state = FINISHED[record.delivery_state]
             dropped.append(record)
-            size -= record.size
+            size -= record.bytes_with_overhead
         self.records.extendleft(reversed(kept))
         return dropped
 
@@ -132,7 +132,7 @@ class PendingWrites:
         self._waiting.extendleft(record for record in reversed(self._writing) if not record.is_delivered_or_dropped)
         self._writing = []
 
-    def remove_oldest_delivered_or_dropped(self) -> None:
+    def remove_leading_delivered_or_dropped(self) -> None:
         """Remove the delivered or dropped records at the front of the waiting records. Stop at the first undelivered record."""
         while self._waiting and self._waiting[0].is_delivered_or_dropped:
             self._waiting.popleft()

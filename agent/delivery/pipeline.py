@@ -16,7 +16,7 @@ from agent.delivery.queue_contents import QueueLimits
 from agent.delivery.sender import send_records_until_cancelled
 from agent.delivery.sinks.base import Sink, SinkWithWarnings
 from agent.delivery.sinks.supervisor import SinkSupervisor
-from agent.delivery.timings import DeliveryTimings
+from agent.delivery.waits_and_deadlines import DeliveryWaitsAndDeadlines
 from agent.model.agent_lifecycle_records import QUEUE_NAMES
 from agent.model.persistent_entry import PersistentEntry
 from agent.model.record import EncodedRecord
@@ -42,7 +42,7 @@ class DeliverySettings:
     alerts_disk: int = 0
     events_disk: int = 0
     samples_disk: int = 0
-    timings: DeliveryTimings = field(default_factory=DeliveryTimings)
+    timings: DeliveryWaitsAndDeadlines = field(default_factory=DeliveryWaitsAndDeadlines)
 
 
 class DeliveryPipeline:
@@ -218,7 +218,7 @@ class DeliveryPipeline:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 for queue in self.queues:
-                    if not self.supervisor.failing:
+                    if not self.supervisor.is_failing:
                         await queue.wait_drained()
 
     async def _journal_remaining(self, journaling: asyncio.Task[None] | None, seconds: float) -> None:

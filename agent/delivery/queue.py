@@ -13,12 +13,12 @@ from itertools import islice
 from agent.delivery.drops import DropLedger, DropReason
 from agent.delivery.queue_contents import QueueContents, QueueLimits
 from agent.delivery.queue_journaling import QueueJournaling
-from agent.delivery.record_delivery_state_transitions import FINISHED
+from agent.delivery.record_state_machine import FINISHED
 from agent.model.record import EncodedRecord
 
 
 class RecordQueue(QueueContents):
-    """A queue of records. `agent.delivery.record_delivery_state_transitions` defines the states of a record."""
+    """A queue of records. `agent.delivery.record_state_machine` defines the states of a record."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class RecordQueue(QueueContents):
             if (batch and batch_bytes > max_bytes) or self._waits_for_journal(record):
                 break
             batch.append(record)
-        self.tail.remove_first(batch)
+        self.tail.remove_oldest_batch(batch)
         self.in_flight = batch
 
     def take_from_disk(self, records: Sequence[EncodedRecord], corrupt: int, last_read_row: int) -> None:

@@ -10,7 +10,7 @@ from agent.delivery.disk_backlog import RowDeletion
 from agent.delivery.drops import DropReason
 from agent.delivery.memory_tail import PendingWrites
 from agent.delivery.queue_contents import QueueContents
-from agent.delivery.record_delivery_state_transitions import COPIED, FINISHED, JOURNAL_REPLACED
+from agent.delivery.record_state_machine import COPIED, FINISHED, JOURNAL_REPLACED
 from agent.delivery.sizes import RowsSummary
 from agent.model.record import EncodedRecord, RecordDeliveryState
 
@@ -52,7 +52,7 @@ class QueueJournaling:
         for record in records:
             record.delivery_state = FINISHED[record.delivery_state]
         self._schedule_deletion([record for record in records if record.row is not None])
-        self._pending.remove_oldest_delivered_or_dropped()
+        self._pending.remove_leading_delivered_or_dropped()
 
     def put_back_postponed_records(self) -> None:
         """Put the records that `postpone_unreadable_backlog` left on disk back at the front of the backlog.
@@ -119,7 +119,7 @@ class QueueJournaling:
             record.row, record.delivery_state = None, JOURNAL_REPLACED[record.delivery_state]
         for record, row in zip(copied, copied_rows, strict=True):
             record.row, record.delivery_state = row, COPIED[record.delivery_state]
-        queue.count_corrupt(queue.backlog.reset(stored, last_row, copied, copied_rows))
+        queue.count_corrupt(queue.backlog.reset_to_journal_rows(stored, last_row, copied, copied_rows))
         self._schedule_deletion([record for record in copied if record.is_delivered_or_dropped])
         unwritten = (record for record in queue.iter_records_in_memory() if record.row is None)
         self._pending.replace_waiting_records(unwritten if queue.durable else ())
@@ -196,12 +196,12 @@ class QueueJournaling:
             deletion: the delivered rows that the transaction deleted; None if it deleted none.
         """
         written = self._pending.on_transaction_committed(rows)
-        self._queue.backlog.stored_size.add(written)
+        self._queue.backlog.stored_size.add_records(written)
         self.written_records += len(written)
         if deletion is not None:
             self._queue.backlog.on_delivered_rows_deleted(deletion)
         self._schedule_deletion([record for record in written if record.is_delivered_or_dropped])
-        self._pending.remove_oldest_delivered_or_dropped()
+        self._pending.remove_leading_delivered_or_dropped()
         self._enforce_limit_if_exceeded()
         self.put_back_postponed_records()
         if self._pending.has_waiting or self._queue.backlog.has_deletions or self.backlog_bytes_to_drop:
@@ -217,7 +217,7 @@ class QueueJournaling:
         self._pending.on_transaction_failed()
         self.available, self.opening = available, False
         self._queue.nonempty.set()
-        self._pending.remove_oldest_delivered_or_dropped()
+        self._pending.remove_leading_delivered_or_dropped()
         self._enforce_limit_if_exceeded()
 
     def on_trimmed(self, deleted: RowsSummary, last_row: int) -> None:

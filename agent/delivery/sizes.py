@@ -18,7 +18,7 @@ class QueueSize:
     records: int = 0
     bytes: int = 0
 
-    def add(self, records: Sequence[EncodedRecord]) -> None:
+    def add_records(self, records: Sequence[EncodedRecord]) -> None:
         """Add records."""
         self.records += len(records)
         self.bytes += total_bytes_with_overhead(records)
@@ -53,7 +53,7 @@ class RowsSummary:
     types: dict[str, int] = field(default_factory=dict)
     drop_reports: list[Body] = field(default_factory=list)
 
-    def add(self, record_type: str, records: int, size: int, first_ns: int, last_ns: int) -> None:
+    def add_records_of_type(self, record_type: str, records: int, size: int, first_ns: int, last_ns: int) -> None:
         """Add records of one type."""
         self.types[record_type] = self.types.get(record_type, 0) + records
         self.records += records

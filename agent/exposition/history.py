@@ -41,7 +41,7 @@ CLOCK_STEP_SECONDS = 60.0
 _TIME_BYTES, _VALUE_BYTES = 8, 4
 
 
-def history_bytes(columns: int) -> int:
+def full_history_bytes(columns: int) -> int:
     """Return the size in bytes of a full history whose points have this number of values."""
     return sum(resolution.max_points for resolution in RESOLUTIONS) * (_TIME_BYTES + columns * _VALUE_BYTES)
 
@@ -68,7 +68,7 @@ class HistoryBudget:
 
 @lru_cache(maxsize=8)
 def _capacities(size: int, columns: int, histories: int) -> tuple[int, ...]:
-    share = min(1.0, size / (max(1, histories) * history_bytes(columns)))
+    share = min(1.0, size / (max(1, histories) * full_history_bytes(columns)))
     return tuple(int(resolution.max_points * share) for resolution in RESOLUTIONS)
 
 

@@ -21,7 +21,7 @@ def sum_vms(views: Iterable[tuple[Vm, VmView]]) -> FieldValues:
     sums = {name: _Sum() for name in ("vcpus", "guest_memory_bytes", "vm_hugetlb_bytes", "vm_swap_bytes")}
     for vm, view in views:
         process = _vm_level_values(view, PROCESS)
-        if vm.may_run_on_other_host and not process:
+        if vm.has_tcp_monitor and not process:
             continue
         is_running = _vm_level_values(view, RUNSTATE).get("running") is True
         vcpus = len(view.polls[VCPU.name].current) if VCPU.name in view.polls else 0

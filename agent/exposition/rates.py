@@ -109,7 +109,7 @@ class PollPair:
         """True if a subject had a histogram in the last poll."""
         return self._layouts is None and any(not _HISTOGRAMS.isdisjoint(values) for values in self.current.values())
 
-    def has_same_values(self, samples: Sequence[Sample]) -> bool:
+    def equals_last_poll(self, samples: Sequence[Sample]) -> bool:
         """Return whether the samples have the same value objects as the last poll. If so, no value has changed."""
         for sample in samples:
             if self.current.get(sample.labels) is not sample.values:

@@ -194,7 +194,7 @@ class Snapshot:
         """Return the samples and the state of an attached VM; None if the VM is not attached."""
         return self._views.get(vm)
 
-    def is_attached(self, vm: Vm) -> bool:
+    def is_vm_attached(self, vm: Vm) -> bool:
         """Return whether a VM is attached."""
         return vm in self._views
 
@@ -261,7 +261,7 @@ class Snapshot:
         elif (
             polls.limits is self.limits
             and not view.dropped_subjects.get(family.name)
-            and (polls.has_same_values(samples) or polls.update_if_same_series(samples, time_ns))
+            and (polls.equals_last_poll(samples) or polls.update_if_same_series(samples, time_ns))
         ):
             return
         polls.limits = self.limits
@@ -293,13 +293,13 @@ class Snapshot:
         self.host_samples.get(family.name, {}).pop(labels, None)
         self._pool_histories.pop(labels, None)
 
-    def stored_values_for_sample(self, vm: Vm, sample: Sample) -> FieldValues | None:
+    def latest_values_of_sample_subject(self, vm: Vm, sample: Sample) -> FieldValues | None:
         """Return the latest stored values of the disk or other subject that a sample names; None if no values are stored."""
         view = self._views.get(vm)
         polls = view.polls.get(sample.family.name) if view is not None else None
         return polls.current.get(sample.labels) if polls is not None else None
 
-    def has_samples(self, vm: Vm, family: Family) -> bool:
+    def vm_has_samples_of_family(self, vm: Vm, family: Family) -> bool:
         """Return whether a VM has samples of a family now."""
         view = self._views.get(vm)
         return view is not None and family.name in view.polls and bool(view.polls[family.name].current)

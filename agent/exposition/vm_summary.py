@@ -25,7 +25,7 @@ _TIMES = ("read_seconds_total", "write_seconds_total")
 _NET = {"receive": "receive_bytes_total", "transmit": "transmit_bytes_total"}
 
 
-def current_resource_usage(polls: Polls) -> dict[str, float]:
+def current_vm_resource_usage(polls: Polls) -> dict[str, float]:
     """Return a VM's activity between its last two polls. Leave out unknown values.
 
     `time`: time of the last poll of the disks, in seconds since the epoch.
@@ -137,7 +137,7 @@ def summarize_guest(polls: Polls) -> dict[str, Any]:
 def summarize_vm(polls: Polls) -> dict[str, Any]:
     """Return the summary of a VM, without unknown values."""
     parts: dict[str, Any] = {
-        "now": current_resource_usage(polls),
+        "now": current_vm_resource_usage(polls),
         "memory": memory_sizes(polls),
         "disks": summarize_disks(polls),
         "migration": summarize_migration(polls),

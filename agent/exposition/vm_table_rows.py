@@ -3,7 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agent.exposition.vm_summary import Polls, current_resource_usage, memory_sizes, summarize_jobs, summarize_migration
+from agent.exposition.vm_summary import (
+    Polls,
+    current_vm_resource_usage,
+    memory_sizes,
+    summarize_jobs,
+    summarize_migration,
+)
 from agent.model.metrics.migration import INACTIVE_STATUSES
 
 ROW_FIELDS = (
@@ -46,7 +52,7 @@ def round_significant(value: float | None, digits: int = DIGITS) -> float | None
 def vm_row(polls: Polls) -> list[Any]:
     """Return a VM's row: the values of `ROW_FIELDS`, in order."""
     run = _vm_level_values(polls, "runstate")
-    now, sizes = current_resource_usage(polls), memory_sizes(polls)
+    now, sizes = current_vm_resource_usage(polls), memory_sizes(polls)
     activity, progress = _migration_or_job(polls)
     return [
         run.get("status"),

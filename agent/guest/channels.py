@@ -12,7 +12,7 @@ from agent.model.record import Vm
 from agent.monitors.dial import unix_connector
 from agent.qga.channel import GuestChannel, OpenGuestChannel
 from agent.qga.client import GuestAgentClient, PeerCheck
-from agent.qga.errors import GuestChannelDeniedError, GuestChannelError
+from agent.qga.errors import GuestChannelAccessDeniedError, GuestChannelError
 
 PROXMOX_SOCKET_DIRECTORIES = ("/run/qemu-server/", "/var/run/qemu-server/")
 """Directories of Proxmox VE's sockets. Proxmox VE's tools connect to a channel for each command, so the agent must not stay connected."""
@@ -116,11 +116,11 @@ def expand_socket_path(pattern: str, vm: Vm) -> str:
     """Return the path of a VM's socket: the configured pattern with its placeholders replaced.
 
     Raises:
-        GuestChannelDeniedError: a value for a placeholder is empty, contains a slash or begins with a dot.
+        GuestChannelAccessDeniedError: a value for a placeholder is empty, contains a slash or begins with a dot.
     """
     values = {"{name}": vm.name, "{uuid}": vm.uuid, "{monitor}": PurePath(vm.monitor).stem}
     for placeholder, value in values.items():
         if placeholder in pattern and (not value or "/" in value or "\0" in value or value.startswith(".")):
-            raise GuestChannelDeniedError(f"the VM's value of {placeholder} cannot be part of a path")
+            raise GuestChannelAccessDeniedError(f"the VM's value of {placeholder} cannot be part of a path")
         pattern = pattern.replace(placeholder, value)
     return pattern

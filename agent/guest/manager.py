@@ -73,7 +73,7 @@ class GuestAgentManager:
             if had_session and not self._is_selected(vm):
                 self._observer.on_guest_queries_disabled(vm, time.time_ns())
 
-    def on_qemu_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample]) -> None:
+    def update_reachability_from_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample]) -> None:
         """Handle the samples of a poll of the VM's QEMU. Ignore families that do not change `GuestReachability`."""
         reads = [read for family, read in _REACHABILITY_READERS if family in families]
         if not reads or not self._is_selected(vm):
@@ -180,4 +180,4 @@ _REACHABILITY_READERS = (
 """Families whose samples change `GuestReachability`, each with the function that reads the samples."""
 
 REACHABILITY_FAMILIES = frozenset(family for family, _ in _REACHABILITY_READERS)
-"""Families whose samples `GuestAgentManager.on_qemu_samples` uses."""
+"""Families whose samples `GuestAgentManager.update_reachability_from_samples` uses."""

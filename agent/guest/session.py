@@ -28,8 +28,8 @@ from agent.qga.commands import GUEST_READS
 from agent.qga.errors import (
     GuestAgentCommandError,
     GuestAgentError,
+    GuestChannelAccessDeniedError,
     GuestChannelBusyError,
-    GuestChannelDeniedError,
     GuestTimeoutError,
     UnreadableGuestReplyError,
 )
@@ -50,7 +50,7 @@ GUEST_FAMILIES: tuple[Family, ...] = tuple(family for collector in GUEST_COLLECT
 """The families of all collectors. All values of these families are out of date after the connection to the guest agent is lost."""
 
 _STATE_BY_ERROR: tuple[tuple[type[GuestAgentError], GuestAgentState], ...] = (
-    (GuestChannelDeniedError, GuestAgentState.DENIED),
+    (GuestChannelAccessDeniedError, GuestAgentState.DENIED),
     (GuestChannelBusyError, GuestAgentState.BUSY),
     (GuestAgentError, GuestAgentState.UNRESPONSIVE),
 )

@@ -70,7 +70,7 @@ class OpenFileCache:
             self._close_directory(directory)
 
     def read(self, directory: str, names: tuple[str, ...]) -> list[bytes | None]:
-        """Return the contents of files of one directory, truncated at MAX_TEXT_BYTES. `KernelFilesRequest` describes the arguments."""
+        """Return the contents of files of one directory, truncated at MAX_TEXT_BYTES. `KernelFilesToRead` describes the arguments."""
         known = self._descriptors.get(directory)
         if known is None or known[0] != names:
             self._close_directory(directory)

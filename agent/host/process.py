@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from agent.host.open_file_cache import OpenFileBudget, OpenFileCache, read_from_start
-from agent.host.types import KernelFilesReply, KernelFilesRequest
+from agent.host.types import KernelFileContents, KernelFilesToRead
 
 ROOT = Path("/")
 
@@ -51,10 +51,10 @@ class Process:
             os.close(self._directory)
             self._directory = None
 
-    def read_files(self, requests: Iterable[KernelFilesRequest]) -> list[KernelFilesReply]:
+    def read_files(self, requests: Iterable[KernelFilesToRead]) -> list[KernelFileContents]:
         """Return the contents of the requested files, in order. The files stay open for the next read, within the budget."""
         read = self._open_files.read
-        return [KernelFilesReply(request, read(request.directory, request.names)) for request in requests]
+        return [KernelFileContents(request, read(request.directory, request.names)) for request in requests]
 
     def read(self, path: str) -> str | None:
         """Return the text of a file, truncated at MAX_TEXT_BYTES; None if the file cannot be read.

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
-class LinuxTask:
+class ProcessOrThread:
     """A process, or one thread of a process. Linux calls both of them tasks.
 
     Attributes:
         id: process id or thread id on this host.
         name: value of the thread's label: the index of a vCPU or the id of an iothread; empty for the process.
-        extra_values: values of the sample that do not come from a `KernelFilesRequest`, by name, such as `qom_path`.
+        extra_values: values of the sample that do not come from a `KernelFilesToRead`, by name, such as `qom_path`.
     """
 
     id: int
@@ -41,7 +41,7 @@ class VmHostInterface:
 
     Attributes:
         name: name of the interface on the host, such as tap0, or ens1f0v3 for a virtual function.
-        extra_values: values of the sample that do not come from a `KernelFilesRequest`, by name, such as the kind of the interface.
+        extra_values: values of the sample that do not come from a `KernelFilesToRead`, by name, such as the kind of the interface.
         directions_swapped: whether packets that the interface sends are packets that the guest receives. True for a tap, False for a
             macvtap.
         same_netns: whether the interface is in the agent's network namespace.
@@ -56,7 +56,7 @@ class VmHostInterface:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class KernelFilesRequest:
+class KernelFilesToRead:
     """A request for files of one directory in /proc, /sys or a cgroup.
 
     Callers use the same object at each poll, because the files stay open between polls.
@@ -75,7 +75,7 @@ class KernelFilesRequest:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class VirtualFunctionCountersRequest(KernelFilesRequest):
+class VirtualFunctionCountersToRead(KernelFilesToRead):
     """A request for the counters and the MAC address of a virtual function.
 
     The names in `names` are the kernel's names of the counters, and `mac` for the MAC address. The kernel has no file with the counters.
@@ -88,7 +88,7 @@ class VirtualFunctionCountersRequest(KernelFilesRequest):
     vf: VirtualFunctionLocation = field(kw_only=True)
 
 
-class KernelFilesReply(NamedTuple):
+class KernelFileContents(NamedTuple):
     """The contents of the requested files.
 
     Attributes:
@@ -96,5 +96,5 @@ class KernelFilesReply(NamedTuple):
         contents: the content of each file, in the order of the names; None if the file cannot be read.
     """
 
-    request: KernelFilesRequest
+    request: KernelFilesToRead
     contents: Sequence[bytes | None]

@@ -14,7 +14,7 @@ from functools import partial
 
 from agent.common.daemon_thread import BlockingCallWithTimeout
 from agent.host.rtnetlink import NetlinkError, VirtualFunctionReading, encode_link_request, parse_link_reply
-from agent.host.types import KernelFilesReply, VirtualFunctionCountersRequest
+from agent.host.types import KernelFileContents, VirtualFunctionCountersToRead
 
 _log = logging.getLogger("agent")
 
@@ -68,7 +68,7 @@ class VirtualFunctionCounters:
         self._interval = 10.0
         self._physical_functions: dict[str, _PhysicalFunction] = {}
 
-    def read_cached_counters(self, request: VirtualFunctionCountersRequest) -> KernelFilesReply:
+    def read_cached_counters(self, request: VirtualFunctionCountersToRead) -> KernelFileContents:
         """Return the last counters of a virtual function; None for each unknown counter. The next refresh includes this function."""
         now, vf = self._clock(), request.vf
         physical = self._physical_functions.get(vf.physical_interface)
@@ -78,7 +78,7 @@ class VirtualFunctionCounters:
                     partial(self._query, vf.physical_interface), QUERY_SECONDS, "VF counters"
                 )
                 self._physical_functions[vf.physical_interface] = _PhysicalFunction(call, now)
-            return KernelFilesReply(request, [None] * len(request.names))
+            return KernelFileContents(request, [None] * len(request.names))
         physical.last_used_at = now
         function = physical.functions.get(vf.number)
         if (
@@ -86,10 +86,10 @@ class VirtualFunctionCounters:
             or not physical.has_counters
             or now - physical.answered_at > FRESH_INTERVALS * self._interval
         ):
-            return KernelFilesReply(request, [None] * len(request.names))
+            return KernelFileContents(request, [None] * len(request.names))
         texts = {name: b"%d" % count for name, count in function.counters.items()}
         texts |= {"mac": function.mac.encode()} if function.mac else {}
-        return KernelFilesReply(request, [texts.get(name) for name in request.names])
+        return KernelFileContents(request, [texts.get(name) for name in request.names])
 
     async def run(self, interval: Callable[[], float]) -> None:
         """Refresh the counters at an interval, until cancelled.

@@ -12,11 +12,11 @@ from typing import Protocol
 from aiohttp import web
 
 from agent.exposition.prometheus import render_chunks
-from agent.http.explain_handler import ExplanationHandler
 from agent.http.overview import OverviewBuilder, OverviewSource
 from agent.http.page_data_handlers import PageDataHandlers
 from agent.http.page_stream import SharedPageState
 from agent.http.record_stream import RecordBroadcaster
+from agent.http.slow_vm_explanation_handler import SlowVmExplanationHandler
 from agent.http.sse import DEFAULT_INTERVALS, SseHandlers, SseSendIntervals
 from agent.http.static_files import StaticFiles
 from agent.model.json_encoding import encode_json
@@ -72,7 +72,7 @@ class EndpointSource(OverviewSource, Protocol):
     def rewrite_state_topic(self) -> int | None:
         """Schedule a rewrite of the state topic. Return the number of states to write; None without a state topic."""
 
-    def set_last_scrape_seconds(self, seconds: float) -> None:
+    def set_last_scrape_duration_seconds(self, seconds: float) -> None:
         """Record the duration of a scrape of /metrics, in seconds."""
 
 
@@ -94,7 +94,7 @@ def create_application(source: EndpointSource, timing: SseSendIntervals = DEFAUL
     app.router.add_post("/rewrite-state", handlers.rewrite_state)
     app.router.add_get("/records", streams.records)
     app.router.add_get("/overview", handlers.overview)
-    app.router.add_get("/explain", ExplanationHandler(source).explain)
+    app.router.add_get("/explain", SlowVmExplanationHandler(source).explain_slow_vm)
     app.router.add_get("/overview/live", streams.overview)
     app.router.add_get("/fields", data.metric_families)
     app.router.add_get("/history", data.history)
@@ -126,7 +126,7 @@ class _RequestHandlers:
         if "gzip" in request.headers.get("Accept-Encoding", ""):
             body = await asyncio.to_thread(gzip.compress, body, GZIP_LEVEL, mtime=0)
             headers["Content-Encoding"] = "gzip"
-        self._source.set_last_scrape_seconds(time.perf_counter() - start)
+        self._source.set_last_scrape_duration_seconds(time.perf_counter() - start)
         return web.Response(body=body, headers=headers)
 
     async def healthz(self, _: web.Request) -> web.Response:

@@ -45,13 +45,13 @@ class SharedPageState:
         self._rows: dict[str, tuple[VmView, int, bytes]] = {}  # by UUID: the VM, its revision, its row
 
     @property
-    def snapshot(self) -> Snapshot:
+    def snapshot_of_all_vms(self) -> Snapshot:
         """The latest samples of all VMs."""
         return self.source.snapshot
 
     def attached_vms(self) -> AttachedVms:
         """Return the attached VMs by UUID."""
-        return {vm.uuid: (vm, view) for vm, view in self.snapshot.one_view_per_uuid()}
+        return {vm.uuid: (vm, view) for vm, view in self.snapshot_of_all_vms.one_view_per_uuid()}
 
     def encode_changed_vm_rows(self, views: AttachedVms) -> Iterator[None]:
         """Encode the rows of VMs that changed, one row at each step of the iterator."""
@@ -74,7 +74,7 @@ class SharedPageState:
     def counts_by_state(self, views: AttachedVms) -> dict[str, Any]:
         """Return the number of VMs in each state, and of monitors in each state, as JSON."""
         states = Counter(_vm_state(view) for _, view in views.values())
-        monitors = Counter(status.state.value for status in self.snapshot.monitors.values())
+        monitors = Counter(status.state.value for status in self.snapshot_of_all_vms.monitors.values())
         return {"states": states, "monitors": monitors}
 
 
@@ -142,10 +142,10 @@ class PageChangeTracker:
         self._add("monitors", dict(self._monitors()), changes)
         alerts = self._state.source.firing_alerts()
         self._add("alerts", _encode_entries((alert["fingerprint"], alert) for alert in alerts), changes)
-        pools = pools_json(self._state.snapshot)
+        pools = pools_json(self._state.snapshot_of_all_vms)
         self._add("pools", _encode_entries((f"{pool['kind']} {pool['pool']}", pool) for pool in pools), changes)
         self._add_whole("agent", self._state.source.agent_health() | self._state.counts_by_state(views), changes)
-        self._add_whole("resources", host_resources_json(self._state.snapshot), changes)
+        self._add_whole("resources", host_resources_json(self._state.snapshot_of_all_vms), changes)
         self._add_vm(views, changes)
         return changes or None
 
@@ -161,7 +161,7 @@ class PageChangeTracker:
             changes[name] = orjson.Fragment(text)
 
     def _monitors(self) -> Iterator[tuple[str, bytes]]:
-        for key, status in self._state.snapshot.monitors.items():
+        for key, status in self._state.snapshot_of_all_vms.monitors.items():
             if self._all_monitors or status.state is not MonitorState.UP:
                 yield repr(key), encode_json_for_cache(monitor_json(status))  # several monitors may have the same name
 

@@ -87,7 +87,7 @@ class EventDefinition:
             parent = find_nested_object(data, parents) if parents else data
             name = parent.get(last) if parent is not None else None
             if isinstance(name, str) and name:
-                return sanitize(device_name(name) if name[0] == "/" else name)
+                return sanitize(device_name_from_qom_path(name) if name[0] == "/" else name)
         return ""
 
 
@@ -95,7 +95,7 @@ _LATER_LEGACY_DISK = re.compile(r"legacy\[[1-9][0-9]*\]\Z")
 """Matches the path of each disk of a SCSI controller except the first. Only the first disk is named by the controller's id."""
 
 
-def device_name(qdev: str) -> str:
+def device_name_from_qom_path(qdev: str) -> str:
     """Return the stable name of a device, which is the device's id.
 
     `/machine/peripheral/disk0/virtio-backend`, `/machine/peripheral/disk0` and `disk0` are the same device, `disk0`.

@@ -49,7 +49,7 @@ TO_BASE: Mapping[Unit, ToBase] = {
 }
 """Functions that convert a number to base units, by the number's unit."""
 
-_MAX_LAYOUTS = 256
+_MAX_READ_PLANS = 256
 """Maximum number of cached read plans of one reader, because a malicious QEMU can send other keys at each poll."""
 MAX_BINS = 64
 """Maximum number of bins of a histogram, because each bin is a series. In a larger histogram, adjacent bins are merged."""
@@ -146,12 +146,12 @@ class FieldReader:
         numbers = [f for f in family.fields if f.kind in _NUMBERS and not family.unavailable]
         self._number_names = {f.name for f in numbers}
         self._units = {f.name: TO_BASE[f.unit] for f in numbers if f.unit is not Unit.BASE}
-        self._layouts: dict[tuple[str, ...], FieldReadPlan] = {}  # by the names of the fields that are present
+        self._read_plans: dict[tuple[str, ...], FieldReadPlan] = {}  # by the names of the fields that are present
         # The plan of the last object of each size. The size is the number of keys in the object and in its nested objects.
-        self._last_layouts: dict[int, FieldReadPlan] = {}
+        self._last_read_plans: dict[int, FieldReadPlan] = {}
         # Converted fields, by the number of the plan and the values in the reply.
         self._converted: dict[tuple[int | str | bool, ...], FieldValues] = {}
-        self._layout_count = 0  # number of plans so far
+        self._read_plan_count = 0  # number of plans so far
 
     def _number_object(self, path: tuple[str, ...]) -> int:
         """Return the number of the nested object at a path of keys. A new path gets the next number."""
@@ -169,10 +169,10 @@ class FieldReader:
                 nested = _EMPTY
             objects.append(nested)
             size += len(nested)
-        layout = self._last_layouts.get(size)
+        layout = self._last_read_plans.get(size)
         raw = layout.read_raw_values(objects) if layout is not None else None
         if layout is None or raw is None:
-            layout = self._find_layout(objects, size)
+            layout = self._find_read_plan(objects, size)
             raw = layout.read_raw_values(objects)
             assert raw is not None
         numbers, others = raw
@@ -216,17 +216,17 @@ class FieldReader:
                     values[name] = value
         return values
 
-    def _find_layout(self, objects: Objects, size: int) -> FieldReadPlan:
+    def _find_read_plan(self, objects: Objects, size: int) -> FieldReadPlan:
         """Return the plan that fits the objects. The reader tries the returned plan first for the next objects of the same size."""
         names = tuple(source.name for source in self._sources if source.key in objects[source.object_index])
-        layout = self._layouts.get(names)
+        layout = self._read_plans.get(names)
         if layout is None:
-            layout = self._compile_layout(objects)
-            _put_bounded(self._layouts, names, layout, _MAX_LAYOUTS)
-        _put_bounded(self._last_layouts, size, layout, _MAX_LAYOUTS)
+            layout = self._compile_read_plan(objects)
+            _put_bounded(self._read_plans, names, layout, _MAX_READ_PLANS)
+        _put_bounded(self._last_read_plans, size, layout, _MAX_READ_PLANS)
         return layout
 
-    def _compile_layout(self, objects: Objects) -> FieldReadPlan:
+    def _compile_read_plan(self, objects: Objects) -> FieldReadPlan:
         present: list[FieldLocation] = []
         absent: list[FieldLocation] = []
         for source in self._sources:
@@ -234,9 +234,9 @@ class FieldReader:
         numbers = sorted((s for s in present if s.name in self._number_names), key=lambda source: source.object_index)
         names = [source.name for source in numbers]
         others = [source for source in present if source.name not in self._number_names]
-        self._layout_count += 1
+        self._read_plan_count += 1
         return FieldReadPlan(
-            self._layout_count,
+            self._read_plan_count,
             list(_keys_by_object(absent).items()),
             _make_getters(numbers, objects),
             dict.fromkeys(names, 0),

@@ -114,7 +114,7 @@ class Vm:
         object.__setattr__(self, "_hash", hash((self.host, self.uuid, self.name, self.monitor)))
 
     @property
-    def may_run_on_other_host(self) -> bool:
+    def has_tcp_monitor(self) -> bool:
         """True if the VM may run on another host, because its monitor is on TCP."""
         return self.monitor.startswith("tcp:")
 
@@ -156,11 +156,11 @@ class Record(NamedTuple):
     @property
     def kind(self) -> str:
         """The second part of the type: `event`, `sample`, `alert`, `vm`, `migration`, `agent` or `state`."""
-        return kind_of_type(self.type)
+        return kind_of_record_type(self.type)
 
 
 @lru_cache(maxsize=1024)
-def kind_of_type(record_type: str) -> str:
+def kind_of_record_type(record_type: str) -> str:
     """Return the second part of a record type: `event`, `sample`, `alert`, `vm`, `migration`, `agent` or `state`."""
     return record_type.split(".", 2)[1]
 
@@ -206,7 +206,7 @@ class EncodedRecord:
         persistent_entry: a persistent entry that the journal stores in one transaction with the record, before the record is sent;
             usually None.
         row: the record's row in the journal; None while the record is not in the journal.
-        delivery_state: the delivery state; `agent.delivery.record_delivery_state_transitions` has the transitions.
+        delivery_state: the delivery state; `agent.delivery.record_state_machine` has the transitions.
     """
 
     id: str
@@ -224,7 +224,7 @@ class EncodedRecord:
     @property
     def kind(self) -> str:
         """The second part of the type, as in `Record.kind`."""
-        return kind_of_type(self.type)
+        return kind_of_record_type(self.type)
 
     @property
     def is_delivered_or_dropped(self) -> bool:
@@ -232,7 +232,7 @@ class EncodedRecord:
         return self.delivery_state >= _FIRST_DONE_STATE
 
     @property
-    def size(self) -> int:
+    def bytes_with_overhead(self) -> int:
         """Approximate bytes that the record takes in a queue, with overhead."""
         return len(self.body) + RECORD_OVERHEAD_BYTES
 
@@ -246,7 +246,7 @@ class RecordEncoder:
     def __init__(
         self,
         started_ns: int | None = None,
-        topic_of: TopicFor = kind_of_type,
+        topic_of: TopicFor = kind_of_record_type,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         """Set up an encoder.
@@ -336,7 +336,7 @@ class RecordEncoder:
 
 def _sequence_topic(record_type: str, topic_of: TopicFor) -> str | None:
     """Return the topic for `previoussequence`. Return None for a state record, because Kafka deletes old state records."""
-    return None if kind_of_type(record_type) == "state" else topic_of(record_type)
+    return None if kind_of_record_type(record_type) == "state" else topic_of(record_type)
 
 
 def _encode_optional_attributes(sample_rate: int, causation_id: str) -> str:

@@ -21,7 +21,7 @@ from agent.monitors.dial import DialConfig, DialDiscoverer
 from agent.monitors.dial_per_poll import DialPerPollDiscoverer
 from agent.monitors.libvirt.config import LibvirtConfig
 from agent.monitors.listen import ListenConfig, ListenDiscoverer, ListenTlsConfig
-from agent.monitors.own_monitor import DialPerPollConfig, OwnMonitorDiscoverer
+from agent.monitors.own_monitor import DialPerPollConfig, OwnMonitorAddingDiscoverer
 
 MONITOR_CONFIG_TYPES: tuple[type[DiscovererConfig], ...] = (DialConfig, DialPerPollConfig, LibvirtConfig, ListenConfig)
 """Types of the entries in the config's `monitors`. An entry that has the key of no type is validated as the first type."""
@@ -43,6 +43,6 @@ __all__ = [
     "Monitor",
     "MonitorConnection",
     "MonitorPriority",
-    "OwnMonitorDiscoverer",
+    "OwnMonitorAddingDiscoverer",
     "StoragePoolLister",
 ]

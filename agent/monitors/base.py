@@ -12,7 +12,7 @@ from agent.common.config_types import ConfigSection
 from agent.host.pools.libvirt import LibvirtStoragePool
 from agent.qga.channel import OpenGuestChannel
 from agent.qmp.client import CommandResult, Connect, QmpClient
-from agent.qmp.commands import AllowList, Command, OptInChange
+from agent.qmp.commands import AllowList, Command, OptInQemuChange
 from agent.qmp.errors import QmpError
 from agent.qmp.protocol import Event, Greeting, SkippedQmpMessages
 
@@ -41,7 +41,7 @@ class MonitorConnection(Protocol):
         """True if the agent receives every event while the connection is up."""
 
     @property
-    def skipped_messages(self) -> SkippedQmpMessages:
+    def skipped_invalid_message_counts(self) -> SkippedQmpMessages:
         """Total numbers of messages that the agent skipped. A new object replaces the old object when a number grows."""
 
     async def execute(self, commands: Sequence[Command], *, deadline: float) -> list[CommandResult]:
@@ -56,7 +56,7 @@ class MonitorConnection(Protocol):
     def close(self) -> None:
         """End the connection now."""
 
-    def preempt(self) -> None:
+    def close_for_preferred_monitor(self) -> None:
         """End the connection now, because a monitor of better priority leads to the same VM."""
 
 
@@ -129,7 +129,7 @@ class DiscoveryListener(Protocol):
             limitation: what discovery cannot do, as a text for the operator; empty without a limitation.
         """
 
-    def on_incoming_connection_refused(self, address: str, reason: str) -> None:
+    def on_agent_refused_incoming_connection(self, address: str, reason: str) -> None:
         """Handle a connection that the agent refused at its `listen` address; `reason` is the value of a metric's label."""
 
 
@@ -196,6 +196,6 @@ class DiscovererConfig(ConfigSection):
         return ()
 
     @property
-    def required_qemu_changes(self) -> frozenset[OptInChange]:
+    def required_qemu_changes(self) -> frozenset[OptInQemuChange]:
         """Changes to QEMU that the agent makes to connect over this transport."""
         return frozenset()

@@ -15,7 +15,7 @@ from agent.monitors.base import ConnectionOpener, EventCallback, Monitor, Monito
 from agent.monitors.dial import SCAN_INTERVAL_SECONDS, DialDiscoverer
 from agent.qmp.client import CommandResult, Connect, QmpClient
 from agent.qmp.commands import AllowList, Command
-from agent.qmp.errors import BusyError, NotConnectedError, PreemptedError, ProtocolError, QmpError, StalledError
+from agent.qmp.errors import MonitorBusyError, NotConnectedError, PreemptedError, ProtocolError, QmpError, StalledError
 from agent.qmp.protocol import Greeting, SkippedQmpMessages
 
 DEFAULT_TIMEOUT_SECONDS = 0.5
@@ -90,7 +90,7 @@ class DialPerPollConnection:
         self.greeting: Greeting | None = None
         self.ended_future: asyncio.Future[QmpError] = asyncio.get_running_loop().create_future()
         self.peer_pid: int | None = None
-        self.skipped_messages = SkippedQmpMessages()
+        self.skipped_invalid_message_counts = SkippedQmpMessages()
         self._connect = connect
         self._timeout = timeout
         self._allow = allow
@@ -102,7 +102,7 @@ class DialPerPollConnection:
         """Connect, execute the commands, disconnect, and return the results in order. Retry a busy monitor with growing delays.
 
         Raises:
-            BusyError: QEMU sent no greeting within `deadline` seconds. `wait_idle` retries without a deadline.
+            MonitorBusyError: QEMU sent no greeting within `deadline` seconds. `wait_idle` retries without a deadline.
             StalledError: QEMU sent its greeting, but the replies did not arrive within the timeout.
             NotConnectedError: the connection has ended.
             ProtocolError: the peer does not speak QMP, and the connection has ended.
@@ -112,7 +112,7 @@ class DialPerPollConnection:
         while True:
             try:
                 return await self._connect_and_execute(commands)
-            except BusyError:
+            except MonitorBusyError:
                 wait = retry_delay(attempt, FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS)
                 if time.monotonic() + wait > until:
                     raise
@@ -127,7 +127,7 @@ class DialPerPollConnection:
         """
         attempt = 0
         while True:
-            with contextlib.suppress(BusyError, StalledError):
+            with contextlib.suppress(MonitorBusyError, StalledError):
                 await self._connect_and_execute(())
                 return
             await self._wait_to_retry(retry_delay(attempt, FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS))
@@ -141,7 +141,7 @@ class DialPerPollConnection:
         """End the connection now."""
         self._end_connection(NotConnectedError("closed by the agent"))
 
-    def preempt(self) -> None:
+    def close_for_preferred_monitor(self) -> None:
         """End the connection now, because a monitor of better priority leads to the same VM."""
         self._end_connection(PreemptedError("a preferred monitor of this VM is available"))
 
@@ -149,7 +149,7 @@ class DialPerPollConnection:
         """Connect, execute commands and disconnect.
 
         Raises:
-            BusyError: no greeting arrived in time.
+            MonitorBusyError: no greeting arrived in time.
             StalledError: the replies did not arrive in time.
             NotConnectedError: the connection has ended.
             ProtocolError: the peer does not speak QMP, and the connection has ended.
@@ -165,10 +165,12 @@ class DialPerPollConnection:
                         return results
                     return await client.execute(commands, deadline=self._timeout) if commands else []
                 finally:
-                    if any(client.skipped_messages):
-                        counts = zip(self.skipped_messages, client.skipped_messages, strict=True)
-                        self.skipped_messages = SkippedQmpMessages(*map(sum, counts))
-        except BusyError:
+                    if any(client.skipped_invalid_message_counts):
+                        counts = zip(
+                            self.skipped_invalid_message_counts, client.skipped_invalid_message_counts, strict=True
+                        )
+                        self.skipped_invalid_message_counts = SkippedQmpMessages(*map(sum, counts))
+        except MonitorBusyError:
             raise
         except (NotConnectedError, ProtocolError) as error:
             self._end_connection(error)

@@ -22,7 +22,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from agent.common.config_types import ConfigSection, DialAddress, SecretPath, UserOrGroup, expand_secret_path
+from agent.common.config_types import ConfigSection, DialAddress, SecretPath, UserOrGroup, expand_credentials_directory
 from agent.monitors.base import AllowedChanges, DiscovererConfig, DiscoveryListener, Monitor, qmp_opener
 
 _log = logging.getLogger(__name__)
@@ -59,17 +59,20 @@ class ListenTlsConfig(ConfigSection):
         Raises:
             OSError: a file cannot be read, or is not a certificate or key.
         """
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=expand_secret_path(self.ca))
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=expand_credentials_directory(self.ca))
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_cert_chain(
-            expand_secret_path(self.certificate), expand_secret_path(self.key) if self.key is not None else None
+            expand_credentials_directory(self.certificate),
+            expand_credentials_directory(self.key) if self.key is not None else None,
         )
         return context
 
     def modification_times(self) -> tuple[int, ...]:
         """Return the modification times of the files, in nanoseconds since the epoch."""
         return tuple(
-            expand_secret_path(path).stat().st_mtime_ns for path in (self.ca, self.certificate, self.key) if path
+            expand_credentials_directory(path).stat().st_mtime_ns
+            for path in (self.ca, self.certificate, self.key)
+            if path
         )
 
 
@@ -235,7 +238,7 @@ class ListenDiscoverer:
             connection = self._authorise(sock, address)
         except _RefusedError as refused:
             sock.close()
-            listener.on_incoming_connection_refused(self.address, str(refused))
+            listener.on_agent_refused_incoming_connection(self.address, str(refused))
         else:
             self._connections.append(connection)
             listener.on_monitor_added(self._make_monitor(connection, listener))

@@ -27,8 +27,14 @@ from agent.monitors.base import (
 from agent.monitors.dial import SCAN_INTERVAL_SECONDS, unix_connector
 from agent.monitors.dial_per_poll import DEFAULT_TIMEOUT_SECONDS, DialPerPollDiscoverer
 from agent.qmp.client import Connect, QmpClient
-from agent.qmp.commands import AllowList, Command, OptInChange, add_monitor_commands, remove_monitor_commands
-from agent.qmp.errors import BusyError, CommandError, ConnectPermissionError, NotConnectedError, QmpError
+from agent.qmp.commands import (
+    AllowList,
+    Command,
+    OptInQemuChange,
+    commands_to_add_own_monitor,
+    commands_to_remove_own_monitor,
+)
+from agent.qmp.errors import CommandError, ConnectPermissionError, MonitorBusyError, NotConnectedError, QmpError
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +57,7 @@ class DialPerPollConfig(DiscovererConfig):
         return (
             DialPerPollDiscoverer(self.dial_per_poll, self.timeout)
             if self.own_monitor_dir is None
-            else OwnMonitorDiscoverer(self.dial_per_poll, Path(self.own_monitor_dir), self.timeout)
+            else OwnMonitorAddingDiscoverer(self.dial_per_poll, Path(self.own_monitor_dir), self.timeout)
         )
 
     @property
@@ -60,12 +66,12 @@ class DialPerPollConfig(DiscovererConfig):
         return (self.dial_per_poll,)
 
     @property
-    def required_qemu_changes(self) -> frozenset[OptInChange]:
+    def required_qemu_changes(self) -> frozenset[OptInQemuChange]:
         """The change that adds a monitor to QEMU; empty unless `own_monitor_dir` is set."""
-        return frozenset({OptInChange.OWN_MONITOR} if self.own_monitor_dir is not None else ())
+        return frozenset({OptInQemuChange.OWN_MONITOR} if self.own_monitor_dir is not None else ())
 
 
-class OwnMonitorDiscoverer(DialPerPollDiscoverer):
+class OwnMonitorAddingDiscoverer(DialPerPollDiscoverer):
     """Finds shared monitors like `DialPerPollDiscoverer`, and adds a dedicated monitor to each QEMU."""
 
     def __init__(
@@ -112,7 +118,7 @@ def own_monitor_opener(name: str, open_shared: ConnectionOpener, directory: Path
         shared = await open_shared(allow, on_event, deadline=deadline)
         try:
             connection = await _add_monitor(shared, directory, allow, on_event, deadline)
-        except BusyError:
+        except MonitorBusyError:
             shared.close()
             raise
         except (NotConnectedError, CommandError) as error:
@@ -150,7 +156,7 @@ async def _add_monitor(
     if _MONITOR_TYPE not in types:
         raise NotConnectedError("this QEMU cannot add monitors; QEMU 11.1 and newer can")
     path = str(directory / f"{shared.peer_pid}.qmp")
-    socket, monitor = await shared.execute(add_monitor_commands(path), deadline=deadline)
+    socket, monitor = await shared.execute(commands_to_add_own_monitor(path), deadline=deadline)
     # If an agent was killed between adding the monitor and connecting, the socket and the monitor exist already.
     try:
         if isinstance(monitor, QmpError) and not isinstance(socket, QmpError):
@@ -159,7 +165,7 @@ async def _add_monitor(
     except QmpError as error:
         if not isinstance(socket, QmpError):
             with contextlib.suppress(QmpError):
-                await shared.execute(remove_monitor_commands(), deadline=deadline)
-        elif not isinstance(error, BusyError | ConnectPermissionError):
+                await shared.execute(commands_to_remove_own_monitor(), deadline=deadline)
+        elif not isinstance(error, MonitorBusyError | ConnectPermissionError):
             raise socket from error
         raise NotConnectedError(f"{path}: {error}") from error

@@ -14,8 +14,8 @@ from agent.common.unix_peer import peer_pid
 from agent.qga.commands import GuestRequest
 from agent.qga.errors import (
     GuestAgentError,
+    GuestChannelAccessDeniedError,
     GuestChannelBusyError,
-    GuestChannelDeniedError,
     GuestChannelError,
     GuestFloodError,
     GuestTimeoutError,
@@ -53,7 +53,7 @@ class GuestAgentClient(asyncio.Protocol):
 
         Raises:
             GuestChannelError: the channel cannot be reached.
-            GuestChannelDeniedError: the agent's user has no permission, or `check_peer` returned a reason.
+            GuestChannelAccessDeniedError: the agent's user has no permission, or `check_peer` returned a reason.
             GuestChannelBusyError: other clients occupy the channel, so QEMU did not accept the connection in time.
         """
         client = cls()
@@ -65,7 +65,7 @@ class GuestAgentClient(asyncio.Protocol):
             raise GuestChannelBusyError("other clients occupy the channel") from None
         except PermissionError as error:
             client.close()
-            raise GuestChannelDeniedError(
+            raise GuestChannelAccessDeniedError(
                 f"permission denied for user {getpass.getuser()}: add it to the group that owns the socket"
             ) from error
         except OSError as error:
@@ -76,7 +76,7 @@ class GuestAgentClient(asyncio.Protocol):
             raise
         if objection := check_peer(peer_pid(client._transport)):
             client.close()
-            raise GuestChannelDeniedError(objection)
+            raise GuestChannelAccessDeniedError(objection)
         return client
 
     @property

@@ -9,7 +9,7 @@ class GuestChannelError(GuestAgentError):
     """The agent cannot connect to the channel, or the connection ended."""
 
 
-class GuestChannelDeniedError(GuestChannelError):
+class GuestChannelAccessDeniedError(GuestChannelError):
     """The agent may not use the channel: the agent lacks permission, or the process that listens at the channel is not the VM's QEMU."""
 
 

@@ -15,8 +15,8 @@ from agent.common.unix_peer import peer_pid
 from agent.qmp.commands import AllowList, Command, Request
 from agent.qmp.drain_receive_buffer import drain_receive_buffer
 from agent.qmp.errors import (
-    BusyError,
     ConnectPermissionError,
+    MonitorBusyError,
     NotConnectedError,
     PeerNotReadingError,
     PreemptedError,
@@ -80,8 +80,9 @@ class QmpClient(asyncio.Protocol):
         self._has_all_results = False
         self._batch: asyncio.Future[list[CommandResult]] | None = None
         self._idle: asyncio.Future[None] | None = None
-        self._in_sync: asyncio.Future[None] | None = None
-        """A future that completes when replies can be assigned to commands again. None if no call waits for that."""
+        self._in_sync: asyncio.Future[None] | None = (
+            None  # completes when replies can be assigned to commands again; None if no call waits
+        )
         self._probe: tuple[int, asyncio.Future[None]] | None = None
 
     @classmethod
@@ -104,7 +105,7 @@ class QmpClient(asyncio.Protocol):
         Raises:
             NotConnectedError: no process listens at the address.
             ConnectPermissionError: the agent's user has no permission to connect.
-            BusyError: the monitor accepted the connection but sent no greeting.
+            MonitorBusyError: the monitor accepted the connection but sent no greeting.
             ProtocolError: the peer does not speak QMP.
             StalledError: QEMU greeted but did not finish the negotiation, because its main loop hangs.
         """
@@ -116,11 +117,12 @@ class QmpClient(asyncio.Protocol):
         except TimeoutError:
             client.close()
             if client.greeting is None:
-                raise BusyError(f"no greeting within {deadline:g} s: another client holds this monitor") from None
+                cause = f"no greeting within {deadline:g} s: another client holds this monitor"
+                raise MonitorBusyError(cause) from None
             raise StalledError(f"QEMU greeted but did not reply to the negotiation within {deadline:g} s") from None
         except BlockingIOError:
             client.close()
-            raise BusyError("the monitor's backlog is full: one client holds the monitor, and others wait") from None
+            raise MonitorBusyError("the monitor's backlog is full: another client holds the monitor") from None
         except PermissionError as error:
             client.close()
             raise ConnectPermissionError(
@@ -155,7 +157,7 @@ class QmpClient(asyncio.Protocol):
         return self._qmp.pending_command_count
 
     @property
-    def skipped_messages(self) -> SkippedQmpMessages:
+    def skipped_invalid_message_counts(self) -> SkippedQmpMessages:
         """Total numbers of skipped messages, by reason. The object is replaced when a message is skipped."""
         return self._qmp.skipped
 
@@ -211,7 +213,7 @@ class QmpClient(asyncio.Protocol):
             self._in_sync = None
             if waiting is not None and not waiting.done():
                 waiting.set_result(None)
-        elif (data := self._qmp.next_sync_marker()) is not None:
+        elif (data := self._qmp.next_reply_sync_request()) is not None:
             self._write(data)
 
     async def _execute_batch(self, commands: Sequence[Command], seconds: float, deadline: float) -> list[CommandResult]:
@@ -306,7 +308,7 @@ class QmpClient(asyncio.Protocol):
         # Drop the traceback, which makes a reference cycle: the traceback refers to the waiting calls, and the calls refer to this object.
         self.ended_future.result().__traceback__ = None
 
-    def preempt(self) -> None:
+    def close_for_preferred_monitor(self) -> None:
         """End the connection now, because a monitor of better priority leads to the same VM."""
         self._end_connection(PreemptedError("a preferred monitor of this VM is available"))
 

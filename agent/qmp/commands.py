@@ -44,7 +44,7 @@ class Command:
     arguments: Mapping[str, Any] | None = None
 
 
-class OptInChange(StrEnum):
+class OptInQemuChange(StrEnum):
     """A change to QEMU, or an unstable command, that an operator can permit in the config."""
 
     GUEST_STATS_INTERVAL = "guest-stats-interval"
@@ -58,7 +58,7 @@ class OptInChange(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class _PermittedCommand:
-    """A command that an `OptInChange` needs, with a check of its arguments.
+    """A command that an `OptInQemuChange` needs, with a check of its arguments.
 
     Attributes:
         command: the command's name.
@@ -115,7 +115,7 @@ OWN_MONITOR_ID = "qmp-agent"
 """QEMU's id of the monitor that the agent adds, and of the monitor's character device."""
 
 
-def add_monitor_commands(path: str) -> tuple[Command, Command]:
+def commands_to_add_own_monitor(path: str) -> tuple[Command, Command]:
     """Return the commands that add a monitor with a Unix socket at `path` (QEMU 11.1).
 
     When the client of the new monitor disconnects, QEMU removes the monitor, its character device and its socket file.
@@ -126,8 +126,8 @@ def add_monitor_commands(path: str) -> tuple[Command, Command]:
     return Command("chardev-add", {"id": OWN_MONITOR_ID, "backend": backend}), Command("object-add", monitor)
 
 
-def remove_monitor_commands() -> tuple[Command, Command]:
-    """Return the commands that undo `add_monitor_commands`, for a new monitor to which the agent cannot connect."""
+def commands_to_remove_own_monitor() -> tuple[Command, Command]:
+    """Return the commands that undo `commands_to_add_own_monitor`, for a new monitor to which the agent cannot connect."""
     return Command("object-del", {"id": OWN_MONITOR_ID}), Command("chardev-remove", {"id": OWN_MONITOR_ID})
 
 
@@ -137,25 +137,25 @@ def _is_same_json(first: object, second: object) -> bool:
 
 
 def _adds_own_socket(arguments: Mapping[str, Any]) -> bool:
-    """Return whether arguments of `chardev-add` have the form of `add_monitor_commands`, with any absolute path that ends in `.qmp`."""
+    """Return whether `commands_to_add_own_monitor` builds such arguments of `chardev-add`; any absolute path that ends in `.qmp` is right."""
     try:
         path = arguments["backend"]["data"]["addr"]["data"]["path"]
     except (KeyError, TypeError):
         return False
     if not isinstance(path, str) or not path.startswith("/") or not path.endswith(".qmp"):
         return False
-    return _is_same_json(arguments, add_monitor_commands(path)[0].arguments)
+    return _is_same_json(arguments, commands_to_add_own_monitor(path)[0].arguments)
 
 
 _COMMANDS_BY_CHANGE = {
-    OptInChange.OWN_MONITOR: (
+    OptInQemuChange.OWN_MONITOR: (
         _PermittedCommand("chardev-add", _adds_own_socket),
         *(
             _PermittedCommand(command.name, partial(_is_same_json, command.arguments))
-            for command in (add_monitor_commands("")[1], *remove_monitor_commands())
+            for command in (commands_to_add_own_monitor("")[1], *commands_to_remove_own_monitor())
         ),
     ),
-    OptInChange.GUEST_STATS_INTERVAL: (
+    OptInQemuChange.GUEST_STATS_INTERVAL: (
         _PermittedCommand(
             "qom-set",
             lambda a: (
@@ -166,7 +166,7 @@ _COMMANDS_BY_CHANGE = {
             ),
         ),
     ),
-    OptInChange.WRITE_THRESHOLD: (
+    OptInQemuChange.WRITE_THRESHOLD: (
         _PermittedCommand(
             "block-set-write-threshold",
             lambda a: (
@@ -177,7 +177,7 @@ _COMMANDS_BY_CHANGE = {
             ),
         ),
     ),
-    OptInChange.LATENCY_HISTOGRAMS: (
+    OptInQemuChange.LATENCY_HISTOGRAMS: (
         _PermittedCommand(
             "block-latency-histogram-set",
             lambda a: (
@@ -187,7 +187,7 @@ _COMMANDS_BY_CHANGE = {
             ),
         ),
     ),
-    OptInChange.VIRTIO_QUEUES: (
+    OptInQemuChange.VIRTIO_QUEUES: (
         _PermittedCommand(
             VIRTIO_QUEUE_STATUS,
             lambda a: (
@@ -199,7 +199,7 @@ _COMMANDS_BY_CHANGE = {
             ),
         ),
     ),
-    OptInChange.MIGRATION_EVENTS: (
+    OptInQemuChange.MIGRATION_EVENTS: (
         _PermittedCommand(
             "migrate-set-capabilities",
             partial(_is_same_json, {"capabilities": [{"capability": "events", "state": True}]}),
@@ -212,11 +212,11 @@ _COMMANDS_BY_CHANGE = {
 class AllowList:
     """Encodes permitted commands and refuses all others."""
 
-    def __init__(self, changes: Iterable[OptInChange] = ()) -> None:
+    def __init__(self, changes: Iterable[OptInQemuChange] = ()) -> None:
         self.permit_only(changes)
         self._encoded_reads = {name: Request(b'{"execute":"%b"}' % name.encode()) for name in QMP_READS - {"qom-get"}}
 
-    def permit_only(self, changes: Iterable[OptInChange]) -> None:
+    def permit_only(self, changes: Iterable[OptInQemuChange]) -> None:
         """Permit exactly these changes from now on, also on open connections."""
         self._permitted = [command for change in changes for command in _COMMANDS_BY_CHANGE[change]]
 
@@ -265,6 +265,6 @@ def probe_request(number: int) -> Request:
     return Request(b'{"exec-oob":"query-yank","id":%d}' % number)
 
 
-def sync_marker_request(number: int) -> Request:
+def reply_sync_request(number: int) -> Request:
     """Return a marker: a query-status with an id. QEMU replies to the marker after it has replied to all earlier commands."""
     return Request(b'{"execute":"query-status","id":%d}' % number)

@@ -33,7 +33,7 @@ class TransportLostError(NotConnectedError):
     """The VM's manager, such as libvirtd, is unreachable, so the state of the VM is unknown."""
 
 
-class BusyError(NotConnectedError):
+class MonitorBusyError(NotConnectedError):
     """The monitor accepts connections but sends no greeting: another client holds the monitor."""
 
 
@@ -45,7 +45,7 @@ class CommandNotAllowedError(QmpError):
     """The command is not on the allow-list: the config does not permit this change, or the agent has a bug."""
 
 
-class UnexpectedReplyError(QmpError):
+class UnexpectedReplyTypeError(QmpError):
     """The reply has a type that the command cannot return."""
 
 

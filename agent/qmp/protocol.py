@@ -1,8 +1,8 @@
 """The QMP protocol: bytes in, messages out. Pure: no socket, no clock, no asyncio.
 
 A `QmpProtocol` holds the state of one connection. `receive` takes received bytes and yields the messages that the bytes complete. `send`,
-`negotiate`, `next_sync_marker` and `next_oob_probe` return bytes to write. `receive` raises only ProtocolError; any other exception is a
-bug. The messages do not depend on how the bytes are split into chunks.
+`negotiate`, `next_reply_sync_request` and `next_oob_probe` return bytes to write. `receive` raises only ProtocolError; any other exception
+is a bug. The messages do not depend on how the bytes are split into chunks.
 
 Facts about QEMU 2.6 to 11.1: in-band replies arrive in the order of the commands. An out-of-band reply has the id of its request. An event
 can arrive between any two messages, and even before the greeting.
@@ -225,7 +225,7 @@ class QmpProtocol:
         """
         self._allow.encode_all(batch)
 
-    def next_sync_marker(self) -> Request | None:
+    def next_reply_sync_request(self) -> Request | None:
         """Return the bytes of a marker; None if no marker is due.
 
         A marker is due while `out_of_sync`. No marker is due while another marker is in flight, or while QEMU may still hold
@@ -237,7 +237,7 @@ class QmpProtocol:
         self._markers.append(self._last_id)
         self._marker_is_in_flight = True
         self._requests_in_qemu += 1
-        return commands.sync_marker_request(self._last_id)
+        return commands.reply_sync_request(self._last_id)
 
     def next_oob_probe(self) -> tuple[int, Request]:
         """Return the number and the bytes of an out-of-band probe. QEMU must have offered out-of-band execution."""

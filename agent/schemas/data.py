@@ -17,7 +17,7 @@ from agent.model.metrics import FAMILIES, TRANSITION_FAMILIES
 from agent.model.metrics.block import BLOCK_SPACE
 from agent.model.metrics.storage_pool import POOL
 from agent.model.schema_versions import EVENT_SCHEMA, schema_uri
-from agent.model.state_records import ALERT_STATE, STATES
+from agent.model.state_topic_records import ALERT_STATE, STATES
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 NONEMPTY_TEXT = {"type": "string", "minLength": 1}

@@ -7,7 +7,7 @@ from math import inf
 from agent.monitors import MonitorConnection
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import Command
-from agent.qmp.errors import BusyError, StalledError, UnreadableReplyError
+from agent.qmp.errors import MonitorBusyError, StalledError, UnreadableReplyError
 from agent.qmp.protocol import SkippedQmpMessages
 from agent.session.shared_types import SessionContext
 from agent.session.stall_probe import StallProbe
@@ -37,7 +37,7 @@ class CommandExecutor:
         """Send commands in one write. Return the results in the order of the commands.
 
         Raises:
-            BusyError: the monitor is in use by another client.
+            MonitorBusyError: the monitor is in use by another client.
             StalledError: a reply is overdue. Call `wait_until_responsive` next.
             QmpError: the connection ended, or a command is not allowed.
         """
@@ -47,7 +47,7 @@ class CommandExecutor:
 
     def pop_skipped_messages(self) -> Iterable[tuple[str, int]]:
         """Return how many of QEMU's messages were skipped since the last call, as pairs of a reason and a number."""
-        total, before = self._client.skipped_messages, self._skipped
+        total, before = self._client.skipped_invalid_message_counts, self._skipped
         if total is before:
             return ()
         self._skipped = total
@@ -63,7 +63,7 @@ class CommandExecutor:
         while True:
             try:
                 results = await self.execute(commands)
-            except (BusyError, StalledError) as error:
+            except (MonitorBusyError, StalledError) as error:
                 await self.wait_until_responsive(error)
             else:
                 self.last_unreadable_error = next(
@@ -72,7 +72,7 @@ class CommandExecutor:
                 )
                 return results
 
-    async def wait_until_responsive(self, error: BusyError | StalledError) -> None:
+    async def wait_until_responsive(self, error: MonitorBusyError | StalledError) -> None:
         """Wait until QEMU has replied to all commands. If another client holds the monitor, wait until that client disconnects.
 
         Args:

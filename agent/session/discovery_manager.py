@@ -36,8 +36,8 @@ class _DiscoveredMonitors:
         self.discoverers_with_status.add(discoverer)
         self._group.on_discovery_status(discoverer, error, limitation)
 
-    def on_incoming_connection_refused(self, address: str, reason: str) -> None:
-        self._group.on_incoming_connection_refused(address, reason)
+    def on_agent_refused_incoming_connection(self, address: str, reason: str) -> None:
+        self._group.on_agent_refused_incoming_connection(address, reason)
 
 
 class DiscoveryManager:

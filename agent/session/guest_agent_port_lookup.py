@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from agent.collectors.guest_agent_channel import GUEST_AGENT_PORT_NAME
-from agent.collectors.untrusted_json import as_list_of_objects, as_text
+from agent.collectors.untrusted_json import list_of_objects_or_empty, text_or_empty
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import Command
 from agent.session.identity_and_features import DEVICE_CONTAINERS
@@ -40,12 +40,12 @@ class GuestAgentPortLookup:
         paths = [
             f"{container}/{name}"
             for container, children in zip(DEVICE_CONTAINERS, listings, strict=True)
-            for child in as_list_of_objects(children)
-            if child.get("type") == _PORT_TYPE and (name := as_text(child.get("name")))
+            for child in list_of_objects_or_empty(children)
+            if child.get("type") == _PORT_TYPE and (name := text_or_empty(child.get("name")))
         ][:MAX_PORTS]
         self._names = {path: name for path, name in self._names.items() if path in paths}
         for path in paths:
             if path not in self._names:
                 (answer,) = await execute((Command("qom-get", {"path": path, "property": "name"}),))
-                self._names[path] = as_text(answer)
+                self._names[path] = text_or_empty(answer)
         return next((path for path, name in self._names.items() if name == GUEST_AGENT_PORT_NAME), None)

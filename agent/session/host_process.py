@@ -8,16 +8,16 @@ from functools import partial
 from typing import Any, TypeVar
 
 from agent.collectors.base import VmFacts
-from agent.collectors.untrusted_json import as_list_of_objects, as_text
+from agent.collectors.untrusted_json import list_of_objects_or_empty, text_or_empty
 from agent.host.interfaces import find_process_interfaces
 from agent.host.libvirt_metadata import parse_libvirt_labels, read_libvirt_labels
 from agent.host.process import Process
-from agent.host.process_lookup import QemuProcess, UnidentifiedProcessError, find_process
+from agent.host.qemu_process_identification import QemuProcess, UnidentifiedProcessError, identify_qemu_process
 from agent.host.types import (
-    KernelFilesReply,
-    KernelFilesRequest,
-    LinuxTask,
-    VirtualFunctionCountersRequest,
+    KernelFileContents,
+    KernelFilesToRead,
+    ProcessOrThread,
+    VirtualFunctionCountersToRead,
     VmHostInterface,
 )
 from agent.model.family import FieldValues, Sample
@@ -98,16 +98,16 @@ class HostProcess:
             self._process.close()
             self._process = None
 
-    def read_files(self, files: Sequence[KernelFilesRequest]) -> Sequence[KernelFilesReply]:
+    def read_files(self, files: Sequence[KernelFilesToRead]) -> Sequence[KernelFileContents]:
         """Read the kernel's files about the process. If the process is unknown, each reply has the content None."""
         if self._process is None:
-            return [KernelFilesReply(request, [None] * len(request.names)) for request in files]
+            return [KernelFileContents(request, [None] * len(request.names)) for request in files]
         if not self._has_virtual_functions:
             return self._process.read_files(files)
         read, virtual_function_counters = self._process.read_files, self._context.virtual_function_counters
         return [
             virtual_function_counters.read_cached_counters(file)
-            if isinstance(file, VirtualFunctionCountersRequest)
+            if isinstance(file, VirtualFunctionCountersToRead)
             else read((file,))[0]
             for file in files
         ]
@@ -124,7 +124,7 @@ class HostProcess:
 
         Args:
             execute: executes commands on QEMU.
-            socket_owner: pid of the process that opened the monitor's socket; None if unknown. `find_process` describes its use.
+            socket_owner: pid of the process that opened the monitor's socket; None if unknown. `identify_qemu_process` describes its use.
             vm: the VM.
             facts: the facts about the VM that are known already.
             domain: the connection to the VM if the connection goes through libvirt; otherwise None.
@@ -141,7 +141,7 @@ class HostProcess:
         if labels := await self._read_labels(vm, domain):
             values["labels"] = labels
         thread_ids = [task.id for task in (*vcpus, *iothreads)]
-        find = partial(find_process, socket_owner, thread_ids, self._context.root)
+        find = partial(identify_qemu_process, socket_owner, thread_ids, self._context.root)
         self.timed_out = False
         try:
             qemu = await _run_with_timeout(find, _close_found_process)
@@ -222,9 +222,9 @@ def _close_found_process(finished: "asyncio.Future[QemuProcess]") -> None:
         finished.result().process.close()
 
 
-def _to_task(qemu: QemuProcess) -> LinuxTask:
+def _to_task(qemu: QemuProcess) -> ProcessOrThread:
     values = {"start_seconds": qemu.start_seconds, "cgroup": qemu.cgroup_name or None}
-    return LinuxTask(qemu.process.pid, "", {key: value for key, value in values.items() if value is not None})
+    return ProcessOrThread(qemu.process.pid, "", {key: value for key, value in values.items() if value is not None})
 
 
 def _thread_id(item: Mapping[str, Any]) -> int | None:
@@ -232,23 +232,23 @@ def _thread_id(item: Mapping[str, Any]) -> int | None:
     return thread if type(thread) is int and 0 < thread < 1 << 31 else None
 
 
-def _parse_vcpus(reply: Any) -> Iterator[LinuxTask]:
+def _parse_vcpus(reply: Any) -> Iterator[ProcessOrThread]:
     """Yield the vCPU threads in the reply to query-cpus-fast, with their thread ids in QEMU's pid namespace."""
-    for cpu in as_list_of_objects(reply, MAX_THREADS):
+    for cpu in list_of_objects_or_empty(reply, MAX_THREADS):
         thread = _thread_id(cpu)
         if thread is not None and type(index := cpu.get("cpu-index")) is int:
-            yield LinuxTask(thread, str(index), {"qom_path": cpu.get("qom-path"), "topology": cpu.get("props")})
+            yield ProcessOrThread(thread, str(index), {"qom_path": cpu.get("qom-path"), "topology": cpu.get("props")})
 
 
-def _parse_iothreads(reply: Any) -> Iterator[LinuxTask]:
-    for iothread in as_list_of_objects(reply, MAX_THREADS):
+def _parse_iothreads(reply: Any) -> Iterator[ProcessOrThread]:
+    for iothread in list_of_objects_or_empty(reply, MAX_THREADS):
         thread = _thread_id(iothread)
-        if thread is not None and (name := as_text(iothread.get("id"))):
+        if thread is not None and (name := text_or_empty(iothread.get("id"))):
             values = {
                 key.replace("-", "_"): iothread.get(key)
                 for key in ("poll-max-ns", "poll-grow", "poll-shrink", "aio-max-batch")
             }
-            yield LinuxTask(thread, sanitize(name), values)
+            yield ProcessOrThread(thread, sanitize(name), values)
 
 
 def _parse_machine(kvm: Any, machine: Any) -> Iterator[tuple[str, Any]]:
@@ -265,8 +265,8 @@ async def _query_nics(execute: Execute) -> NicsByMac:
     paths = [
         (name, f"{container}/{name}")
         for container, children in zip(DEVICE_CONTAINERS, listings, strict=True)
-        for child in as_list_of_objects(children)
-        if as_text(child.get("type")).startswith(_NIC_TYPES) and (name := as_text(child.get("name")))
+        for child in list_of_objects_or_empty(children)
+        if text_or_empty(child.get("type")).startswith(_NIC_TYPES) and (name := text_or_empty(child.get("name")))
     ]
     nics: dict[str, FieldValues] = {}
     for name, path in paths[:MAX_NICS]:

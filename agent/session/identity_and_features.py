@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.collectors.base import VmFacts
-from agent.collectors.untrusted_json import as_list_of_objects, as_object, as_text
+from agent.collectors.untrusted_json import list_of_objects_or_empty, object_or_empty, text_or_empty
 from agent.model.record import Vm, sanitize
 from agent.qmp.commands import Command
 from agent.qmp.errors import UnreadableReplyError
@@ -99,14 +99,14 @@ def identify(
     """
     if isinstance(replies[0], UnreadableReplyError):
         raise replies[0]
-    uuid_reply, name_reply = map(as_object, replies)
+    uuid_reply, name_reply = map(object_or_empty, replies)
     try:
         vm_uuid = str(uuid.UUID(uuid_reply.get("UUID")))
     except (ValueError, TypeError, AttributeError):
         vm_uuid = _NIL_UUID
     if vm_uuid == _NIL_UUID and isinstance(replies[1], UnreadableReplyError):
         raise replies[1]
-    name = sanitize(as_text(name_reply.get("name")))
+    name = sanitize(text_or_empty(name_reply.get("name")))
     if vm_uuid == _NIL_UUID:
         key = _key_at_shared_address(shared_address, name, arguments) if shared_address else ""
         vm_uuid = str(uuid.uuid5(_UUID5_NAMESPACE, f"{host}\n{key or monitor}"))
@@ -137,15 +137,15 @@ def balloon_path(replies: Sequence[Any], types: tuple[str, ...] = _BALLOON_TYPES
         types: prefixes of the QOM types of the balloon.
     """
     for container, children in zip(DEVICE_CONTAINERS, replies[1:], strict=True):
-        for child in as_list_of_objects(children):
-            if as_text(child.get("type")).startswith(types) and (name := as_text(child.get("name"))):
+        for child in list_of_objects_or_empty(children):
+            if text_or_empty(child.get("type")).startswith(types) and (name := text_or_empty(child.get("name"))):
                 return f"{container}/{name}"
     return None
 
 
 def migration_events_enabled(replies: Sequence[Any]) -> bool:
     """Return whether the replies to FEATURE_COMMANDS show that QEMU emits MIGRATION events."""
-    capabilities = as_list_of_objects(replies[0])
+    capabilities = list_of_objects_or_empty(replies[0])
     return any(c.get("capability") == "events" and c.get("state") is True for c in capabilities)
 
 
@@ -175,7 +175,7 @@ def parse_stats_interval(reply: Any) -> int:
 
 def parse_command_names(reply: Any) -> frozenset[str]:
     """Return the names in the reply to QUERY_COMMANDS; an empty set if the reply is an error or lists something else."""
-    names = frozenset(as_text(command.get("name")) for command in as_list_of_objects(reply)) - {""}
+    names = frozenset(text_or_empty(command.get("name")) for command in list_of_objects_or_empty(reply)) - {""}
     return names if QUERY_COMMANDS.name in names else frozenset()
 
 
@@ -185,7 +185,7 @@ def are_replies_shifted(replies: Sequence[Any]) -> bool:
     A slow QEMU sends the reply to an earlier connection's last command over the present connection. The client takes this reply for the
     reply to the negotiation. So each later reply seems to belong to the next command.
     """
-    return any("UUID" in as_object(reply) for reply in replies[1:])
+    return any("UUID" in object_or_empty(reply) for reply in replies[1:])
 
 
 def parse_vm_facts(replies: Sequence[Any], greeting: Greeting, commands: frozenset[str] = frozenset()) -> VmFacts:

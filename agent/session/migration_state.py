@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-from agent.collectors.migration import is_source
+from agent.collectors.migration import is_from_migration_source
 from agent.model.family import Sample
 from agent.model.metrics.migration import MIGRATION
 from agent.model.metrics.runstate import RUNSTATE
@@ -125,7 +125,7 @@ class MigrationState:
 
     def _on_migration_sample(self, values: Mapping[str, Any]) -> bool | None:
         before, self._last_status = self._last_status, values["status"]
-        first, completed, source = before is None, self._last_status == "completed", is_source(values)
+        first, completed, source = before is None, self._last_status == "completed", is_from_migration_source(values)
         match self.phase:
             case MigrationPhase.HANDING_OVER if completed and source:
                 self.phase = MigrationPhase.MIGRATED_AWAY

@@ -8,12 +8,12 @@ from math import inf
 
 from agent.collectors import Collector, VmFacts
 from agent.collectors.base import PollResult
-from agent.host.types import KernelFilesRequest
+from agent.host.types import KernelFilesToRead
 from agent.model.family import Family, Sample
 from agent.model.metrics.migration import MIGRATION_ENDED
 from agent.model.record import Record, Vm
 from agent.qmp.client import CommandResult
-from agent.qmp.errors import AmbiguousReplyError, BusyError, CommandError, ProtocolError, QmpError, StalledError
+from agent.qmp.errors import AmbiguousReplyError, CommandError, MonitorBusyError, ProtocolError, QmpError, StalledError
 from agent.qmp.protocol import Event
 from agent.session.collector_failures import CollectorFailures
 from agent.session.command_executor import CommandExecutor
@@ -76,7 +76,7 @@ class Poller:
         self._collectors_at_phase: list[str] = []  # collectors whose polls are already at the VM's phase
         self._unsupported: list[str] = []  # a list, because a set of few names takes six times the memory
         self._files_facts = self.facts
-        self._files: dict[str, Sequence[KernelFilesRequest]] = {}  # by collector, for these facts
+        self._files: dict[str, Sequence[KernelFilesToRead]] = {}  # by collector, for these facts
         self._large: list[str] = []  # collectors whose replies are handled in several turns of the event loop
         # The names and facts of the last call of `callback_batch`, and its result.
         self._last_callback_batch: tuple[Sequence[str], VmFacts, Batch[Collector]] = (), self.facts, []
@@ -114,7 +114,7 @@ class Poller:
             when = PollStart.now()
             try:
                 replies = await self._executor.execute(commands_of_batch(batch))
-            except (BusyError, StalledError) as error:
+            except (MonitorBusyError, StalledError) as error:
                 await self.wait_until_responsive(batch, error)
                 return False  # poll again: the late replies are out of date, and events may have been missed
             except ProtocolError as error:
@@ -155,7 +155,7 @@ class Poller:
         for collector, own in self._split_replies(batch, replies, when):
             self._report_samples(collector, parse_replies(collector, self.facts, own), when)
 
-    async def wait_until_responsive(self, batch: Batch[Collector], error: BusyError | StalledError) -> None:
+    async def wait_until_responsive(self, batch: Batch[Collector], error: MonitorBusyError | StalledError) -> None:
         """Report that the replies to a batch are overdue, and wait until QEMU answers.
 
         Raises:
@@ -264,7 +264,7 @@ class Poller:
         if families:  # one report for all families, because each report costs time
             self._observer.on_samples(self._vm, families, samples, when.time_ns)
 
-    def _files_of(self, collector: Collector) -> Sequence[KernelFilesRequest]:
+    def _files_of(self, collector: Collector) -> Sequence[KernelFilesToRead]:
         """Return the files that a collector reads. The list is cached until `facts` is replaced."""
         if self._files_facts is not self.facts:
             self._files_facts, self._files = self.facts, {}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from math import inf
 
 from agent.collectors import VmFacts
-from agent.collectors.block import count_images_listed_without_flat
+from agent.collectors.block import predict_images_listed_without_flat
 from agent.collectors.block_layers import has_flat_argument
 from agent.collectors.process_and_cgroup import CGROUPS
 from agent.host.qemu_processes import is_qemu_command_line, read_command_line
@@ -16,7 +16,7 @@ from agent.model.event_table import find_event_definition
 from agent.model.metrics.identity import IDENTITY
 from agent.model.record import Vm, sanitize
 from agent.monitors import DomainXmlReader, Monitor, MonitorConnection
-from agent.qmp.commands import Command, OptInChange
+from agent.qmp.commands import Command, OptInQemuChange
 from agent.qmp.errors import (
     AmbiguousReplyError,
     CommandError,
@@ -289,13 +289,13 @@ class Session:
             migration_events=facts.migration_events and client.receives_events,
             guest_agent_port=await self._guest_agent_ports.find(execute, replies[1:]),
         )
-        is_allowed = OptInChange.MIGRATION_EVENTS in self._context.settings.changes
+        is_allowed = OptInQemuChange.MIGRATION_EVENTS in self._context.settings.changes
         if facts.receives_events and not facts.migration_events and is_allowed:
             (result,) = await execute((identity_and_features.ENABLE_MIGRATION_EVENTS,))
             facts = dataclasses.replace(facts, migration_events=not isinstance(result, QmpError))
         if not has_flat_argument(facts.version):
             (stats,) = await execute((Command("query-blockstats"),))
-            facts = dataclasses.replace(facts, images_listed_without_flat=count_images_listed_without_flat(stats))
+            facts = dataclasses.replace(facts, images_listed_without_flat=predict_images_listed_without_flat(stats))
         unplugs = self._unplugs
         facts = dataclasses.replace(
             facts, virtio_disks=await find_queryable_virtio_disks(execute, self._context, facts)
@@ -367,7 +367,7 @@ class Session:
             (await execute((identity_and_features.get_stats_interval_command(balloon),)))[0]
         )
         settings = self._context.settings
-        if seconds == 0 and OptInChange.GUEST_STATS_INTERVAL in settings.changes:
+        if seconds == 0 and OptInQemuChange.GUEST_STATS_INTERVAL in settings.changes:
             (result,) = await execute(
                 (identity_and_features.set_stats_interval_command(balloon, settings.guest_stats_seconds),)
             )

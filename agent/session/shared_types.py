@@ -13,7 +13,7 @@ from agent.host.virtual_function_counters import VirtualFunctionCounters
 from agent.model.family import Family, Sample
 from agent.model.record import Record, Vm
 from agent.monitors import Monitor
-from agent.qmp.commands import AllowList, Command, OptInChange
+from agent.qmp.commands import AllowList, Command, OptInQemuChange
 from agent.session.collector_failures import DegradedCollectors
 from agent.session.identity_and_features import QemuBuild
 from agent.session.scheduler import FIRST_POLL_MAX_DELAY_SECONDS, FIRST_POLL_SPACING_SECONDS, Pacer
@@ -149,7 +149,7 @@ class SessionObserver(Protocol):
     def on_monitor_removed(self, monitor: Monitor) -> None:
         """Handle the end of a monitor's supervision."""
 
-    def on_incoming_connection_refused(self, address: str, reason: str) -> None:
+    def on_agent_refused_incoming_connection(self, address: str, reason: str) -> None:
         """Handle an incoming connection that the agent refused; `address` is the address that the agent listens on."""
 
     def on_response_time(self, seconds: float) -> None:
@@ -246,12 +246,12 @@ class SessionSettings:
         probe_seconds: interval and timeout of the out-of-band probes of a stalled QEMU.
         max_collector_off_seconds: maximum time that a failing collector is off.
         guest_stats_seconds: interval at which QEMU polls the guest's memory statistics. The agent sets this interval if QEMU has
-            none and OptInChange.GUEST_STATS_INTERVAL is allowed.
+            none and OptInQemuChange.GUEST_STATS_INTERVAL is allowed.
         labels: labels to read from libvirt's files.
     """
 
     host: str
-    changes: frozenset[OptInChange] = frozenset()
+    changes: frozenset[OptInQemuChange] = frozenset()
     intervals: PollIntervals = field(default_factory=PollIntervals)
     response_seconds: float = 5.0
     greeting_seconds: float = 3.0

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from agent.monitors import MonitorConnection
-from agent.qmp.errors import BusyError, StalledError
+from agent.qmp.errors import MonitorBusyError, StalledError
 from agent.session.shared_types import MAIN_LOOP_STALLED, PROCESS_STALLED, MonitorState, SessionContext
 
 
@@ -43,7 +43,7 @@ class StallProbe:
         self._context = context
         self._on_state = on_state
 
-    async def wait_until_responsive(self, error: BusyError | StalledError) -> None:
+    async def wait_until_responsive(self, error: MonitorBusyError | StalledError) -> None:
         """Wait until no reply is overdue. If another client holds the monitor, wait until that client disconnects.
 
         During the wait, the caller must send no in-band command, because QEMU still executes the overdue command.
@@ -54,7 +54,7 @@ class StallProbe:
         Raises:
             QmpError: the connection ended.
         """
-        self._on_state(MonitorState.BUSY if isinstance(error, BusyError) else MonitorState.STALLED, str(error))
+        self._on_state(MonitorState.BUSY if isinstance(error, MonitorBusyError) else MonitorState.STALLED, str(error))
         if self.poller is not None:
             self.poller.schedule_host_collectors()
         idle = asyncio.ensure_future(self._client.wait_idle())

@@ -11,9 +11,9 @@ from agent.host.qemu_processes import pid_if_qemu
 from agent.model.record import Record, Severity, Vm, sanitize
 from agent.monitors import Monitor, MonitorConnection, MonitorPriority
 from agent.qmp.errors import (
-    BusyError,
     ConnectPermissionError,
     MigratedAwayError,
+    MonitorBusyError,
     PeerNotReadingError,
     PreemptedError,
     ProtocolError,
@@ -121,13 +121,13 @@ class MonitorSupervisor:
             client = await self._monitor.open(
                 self._context.allow, events.on_event, deadline=self._context.settings.greeting_seconds
             )
-        except (BusyError, StalledError) as error:
-            if isinstance(error, BusyError) and self._monitor.inbound:
+        except (MonitorBusyError, StalledError) as error:
+            if isinstance(error, MonitorBusyError) and self._monitor.inbound:
                 # No other client can hold a monitor that connects to the agent.
                 self._set_state(MonitorState.GONE, "QEMU connected but did not greet")
             else:
                 self._report_state(
-                    MonitorState.BUSY if isinstance(error, BusyError) else MonitorState.STALLED, str(error)
+                    MonitorState.BUSY if isinstance(error, MonitorBusyError) else MonitorState.STALLED, str(error)
                 )
             return False
         except QmpError as error:
@@ -164,7 +164,7 @@ class MonitorSupervisor:
             pid_if_qemu(client.peer_pid),
             priority,
             sanitize(self._monitor.name),
-            client.preempt,
+            client.close_for_preferred_monitor,
         )
         try:
             while (better := await self._claims.acquire(claim)) is not None:

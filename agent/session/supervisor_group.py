@@ -82,9 +82,9 @@ class SupervisorGroup:
         for supervisor in self._supervisors.values():
             supervisor.resync()
 
-    def on_incoming_connection_refused(self, address: str, reason: str) -> None:
+    def on_agent_refused_incoming_connection(self, address: str, reason: str) -> None:
         """Report a refused incoming connection."""
-        self._observer.on_incoming_connection_refused(address, reason)
+        self._observer.on_agent_refused_incoming_connection(address, reason)
 
     async def _run_supervisor(self, monitor: Monitor, supervisor: MonitorSupervisor) -> None:
         try:

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from agent.collectors.base import VirtioDisk, VmFacts
 from agent.collectors.virtio_queues import disk_property_commands, parse_virtio_disk, virtio_disk_qom_paths
 from agent.qmp.client import CommandResult
-from agent.qmp.commands import VIRTIO_QUEUE_STATUS, Command, OptInChange
+from agent.qmp.commands import VIRTIO_QUEUE_STATUS, Command, OptInQemuChange
 from agent.qmp.errors import QmpError
 from agent.session.shared_types import SessionContext
 
@@ -27,7 +27,7 @@ async def find_queryable_virtio_disks(
     Raises:
         QmpError: the connection ended.
     """
-    is_allowed = OptInChange.VIRTIO_QUEUES in context.settings.changes
+    is_allowed = OptInQemuChange.VIRTIO_QUEUES in context.settings.changes
     if not is_allowed or not facts.receives_events or not facts.has_command(VIRTIO_QUEUE_STATUS):
         return ()
     (stats,) = await execute((Command("query-blockstats"),))

@@ -20,7 +20,7 @@ import uvloop
 
 from agent.app.agent import Agent
 from agent.app.builders import build_sink
-from agent.app.dispatcher import SessionDispatcher
+from agent.app.dispatcher import SessionReportDispatcher
 from agent.config.model import Config
 from agent.delivery.sinks.base import Sink
 from agent.model.record import EncodedRecord, Record
@@ -61,7 +61,7 @@ class TimedAlertSink:
         await self._sink.close()
 
 
-class TimingDispatcher(SessionDispatcher):
+class TimingDispatcher(SessionReportDispatcher):
     """Records when each threshold event was received.
 
     Attributes:

@@ -15,7 +15,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 
 from agent.delivery.sinks.kafka.config import KafkaTopicsConfig
 from agent.delivery.sinks.kafka.message import (
-    FilterAttribute,
+    HeaderAttribute,
     KafkaMessage,
     MessageEncoder,
     StructuredMessageEncoder,
@@ -42,7 +42,7 @@ _HEAD: Final = ("specversion", "source", "host", "partitionkey", "vmuuid", "vmna
 _ENCODERS: Final[dict[str, MessageEncoder]] = {
     "without headers": StructuredMessageEncoder([]),
     "structured": StructuredMessageEncoder(),
-    "structured with all headers": StructuredMessageEncoder(FilterAttribute),
+    "structured with all headers": StructuredMessageEncoder(HeaderAttribute),
     "binary": binary_message,
 }
 

@@ -24,7 +24,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from agent.alerts.alertmanager_request import AGENT_LOST, AGENT_RUNNING
 from agent.cli.demo.guest import GuestKind
-from agent.common.config_types import expand_secret_path
+from agent.common.config_types import expand_credentials_directory
 from agent.config.loader import load_config
 from deploy.kubernetes.prometheus_rule import FILES, prometheus_rule
 from tests.integration.prometheus.test_rules import ROOT, promtool, rules
@@ -287,7 +287,7 @@ def test_the_agent_accepts_the_config_of_the_config_map(folder: Path) -> None:
     (folder / "agent.yaml").write_text(config_map["data"]["agent.yaml"])
     config = load_config(folder / "agent.yaml")
     assert config.web.config_file is not None
-    assert expand_secret_path(config.web.config_file) == Path("/etc/qmp-agent-web/web.yml")
+    assert expand_credentials_directory(config.web.config_file) == Path("/etc/qmp-agent-web/web.yml")
 
 
 # --- Kafka ---

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from agent.cli.demo.guest import Guest
-from agent.qmp.commands import add_monitor_commands
+from agent.qmp.commands import commands_to_add_own_monitor
 from tests.lab.agent_process import AgentProcess
 from tests.lab.fixtures import StartGuest
 from tests.lab.proxmox import poll
@@ -65,7 +65,7 @@ async def test_a_monitor_that_a_killed_agent_left_behind_is_used(
         pytest.skip("this QEMU cannot add monitors")
     guest = await start_guest(binary=qemu.binary)
     assert guest.process is not None
-    for command in add_monitor_commands(f"{folder}/{guest.process.pid}.qmp"):
+    for command in commands_to_add_own_monitor(f"{folder}/{guest.process.pid}.qmp"):
         await guest.command(command.name, **(command.arguments or {}))
     entry = {"dial_per_poll": str(guest.monitor), "own_monitor_dir": str(folder)}
     async with AgentProcess(folder, {"monitors": [entry]}) as agent:

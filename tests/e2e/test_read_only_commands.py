@@ -13,7 +13,7 @@ from agent.config.errors import ConfigError
 from agent.config.loader import validate_yaml
 from agent.config.model import Config
 from agent.model.record import Vm
-from agent.qmp.commands import QMP_READS, AllowList, Command, OptInChange
+from agent.qmp.commands import QMP_READS, AllowList, Command, OptInQemuChange
 from agent.qmp.errors import CommandNotAllowedError
 from tests.lab import command_audit
 from tests.lab.agent_process import AgentProcess
@@ -75,7 +75,7 @@ async def test_only_commands_on_the_list_are_encoded(schema: list[dict[str, Any]
     names = command_names(schema)
     assert len(names) > 150
     encoded = set()
-    for allow in (AllowList(), *(AllowList([change]) for change in OptInChange), AllowList(OptInChange)):
+    for allow in (AllowList(), *(AllowList([change]) for change in OptInQemuChange), AllowList(OptInQemuChange)):
         for name in names:
             for given in arguments(schema, name):
                 try:

@@ -117,7 +117,9 @@ async def test_an_agent_that_polls_no_vm_withholds_the_watchdog_ping(
     quick = Config.model_validate(config(folder) | {"web": {"listen_address": "127.0.0.1:0"}})
     agent = Agent(quick, limits=HealthLimits(hang_seconds=0.5))
     async with agent.run_in_background():
-        watching = asyncio.create_task(SystemdNotifier().keep_notifying(agent.health.hang_reason, agent.health.summary))
+        watching = asyncio.create_task(
+            SystemdNotifier().keep_notifying(agent.health.hang_reason, agent.health.one_line_summary)
+        )
         await until(lambda: systemd.status() == "monitors: 1 up")
 
         async def hang(*_: Any) -> None:

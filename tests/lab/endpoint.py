@@ -65,7 +65,7 @@ class FakeView:
         self.rewrites += 1
         return self.states
 
-    def set_last_scrape_seconds(self, seconds: float) -> None:
+    def set_last_scrape_duration_seconds(self, seconds: float) -> None:
         self.scrapes.append(seconds)
 
 

@@ -128,19 +128,19 @@ def report_channel(
 ) -> None:
     """Report a poll of the channel."""
     values = {"connected": connected, "socket": str(socket), "client_connected": client}
-    manager.on_qemu_samples(vm, (GUEST_AGENT,), (Sample(GUEST_AGENT, (), values),))
+    manager.update_reachability_from_samples(vm, (GUEST_AGENT,), (Sample(GUEST_AGENT, (), values),))
 
 
 def report_run_state(manager: GuestAgentManager, vm: Vm = VM, *, running: bool) -> None:
     """Report a poll of the run state."""
-    manager.on_qemu_samples(vm, (RUNSTATE,), (Sample(RUNSTATE, (), {"running": running}),))
+    manager.update_reachability_from_samples(vm, (RUNSTATE,), (Sample(RUNSTATE, (), {"running": running}),))
 
 
 def report_migration(manager: GuestAgentManager, status: str, vm: Vm = VM) -> None:
     """Report a poll of the migration."""
-    manager.on_qemu_samples(vm, (MIGRATION,), (Sample(MIGRATION, (), {"status": status}),))
+    manager.update_reachability_from_samples(vm, (MIGRATION,), (Sample(MIGRATION, (), {"status": status}),))
 
 
 def report_pid(manager: GuestAgentManager, pid: int, vm: Vm = VM) -> None:
     """Report the VM's process."""
-    manager.on_qemu_samples(vm, (IDENTITY,), (Sample(IDENTITY, (), {"pid": str(pid)}),))
+    manager.update_reachability_from_samples(vm, (IDENTITY,), (Sample(IDENTITY, (), {"pid": str(pid)}),))

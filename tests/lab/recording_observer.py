@@ -12,7 +12,7 @@ from agent.model.record import Record, Vm
 from agent.monitors import Monitor
 from agent.monitors.base import qmp_opener
 from agent.monitors.dial import unix_connector
-from agent.qmp.commands import OptInChange
+from agent.qmp.commands import OptInQemuChange
 from agent.session.shared_types import (
     MonitorState,
     MonitorStatus,
@@ -70,7 +70,7 @@ class RecordingObserver:
     def on_monitor_removed(self, monitor: Monitor) -> None:
         self._add("on_monitor_removed", monitor)
 
-    def on_incoming_connection_refused(self, address: str, reason: str) -> None:
+    def on_agent_refused_incoming_connection(self, address: str, reason: str) -> None:
         self._add("on_connection_refused", (address, reason))
 
     def on_response_time(self, seconds: float) -> None:
@@ -126,7 +126,7 @@ def monitor_at(path: Path) -> Monitor:
     return Monitor(str(path), (str(path),), qmp_opener(unix_connector(str(path))))
 
 
-def session_context(*changes: OptInChange, **options: Any) -> SessionContext:
+def session_context(*changes: OptInQemuChange, **options: Any) -> SessionContext:
     """Return a session context with the agent's own settings and the intervals `EQUAL`.
 
     Args:
@@ -139,7 +139,7 @@ def session_context(*changes: OptInChange, **options: Any) -> SessionContext:
     return SessionContext(SessionSettings("host1", frozenset(changes), **settings), **shared)
 
 
-def quick_context(*changes: OptInChange, **options: Any) -> SessionContext:
+def quick_context(*changes: OptInQemuChange, **options: Any) -> SessionContext:
     """Return a session context for tests of real QEMUs, whose time passes as fast as the test's.
 
     The intervals and the delays of retries are short. The timeouts are so long that no test reaches them.

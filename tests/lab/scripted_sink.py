@@ -12,7 +12,7 @@ from agent.delivery.journal.database import OpenDatabase
 from agent.delivery.pipeline import DeliveryPipeline, DeliverySettings
 from agent.delivery.queue import RecordQueue
 from agent.delivery.sinks.base import Sink, SinkError
-from agent.delivery.timings import DeliveryTimings
+from agent.delivery.waits_and_deadlines import DeliveryWaitsAndDeadlines
 from agent.model.record import EncodedRecord, Record, RecordEncoder, Severity, Vm
 
 DEADLINE_SECONDS: Final = 180.0
@@ -21,7 +21,7 @@ EVENT: Final = "qemu.event.stop"
 SAMPLE: Final = "qemu.sample.block"
 START_NS: Final = 1_763_716_442_000_000_000
 VMS: Final = tuple(Vm("host1", f"00000000-0000-4000-8000-00000000000{n}", f"vm{n}") for n in range(3))
-SHORT_TIMINGS: Final = DeliveryTimings(
+SHORT_TIMINGS: Final = DeliveryWaitsAndDeadlines(
     linger=0.0, drop_report_interval=0.0, first_retry=0.01, max_retry=0.02, journal_retry=0.03, delete_delay=0.02
 )
 """Retries follow within milliseconds."""
@@ -145,7 +145,7 @@ def make_pipeline(
     memory: int = 16 << 20,
     disk: int = 64 << 20,
     connect: OpenDatabase | None = None,
-    timings: DeliveryTimings = SHORT_TIMINGS,
+    timings: DeliveryWaitsAndDeadlines = SHORT_TIMINGS,
     linger_seconds: float = 0.0,
 ) -> DeliveryPipeline:
     """Return a delivery pipeline to a sink. It publishes a record about dropped records, like the agent.

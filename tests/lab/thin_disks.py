@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.alerts.disk_levels import parse_disk_level
-from agent.alerts.disk_threshold_types import DetectedBy, DiskLayer, LevelCrossing, ThresholdMode, ThresholdPolicy
+from agent.alerts.disk_threshold_types import DetectedBy, DiskLayer, DiskLevelCrossing, ThresholdMode, ThresholdPolicy
 from agent.alerts.engine import AlertEngine
 from agent.alerts.threshold_tracker import ThresholdTracker
 from agent.model.family import Sample
@@ -80,7 +80,7 @@ class Disk:
         return Sample(BLOCK, (device,), values)
 
 
-def poll_layers(tracker: ThresholdTracker, disk: Disk, now: float = 0.0) -> list[LevelCrossing]:
+def poll_layers(tracker: ThresholdTracker, disk: Disk, now: float = 0.0) -> list[DiskLevelCrossing]:
     """Pass the disk's present layers to a tracker, and return the levels that were crossed."""
     return list(tracker.on_layers(*disk.layers(), disk.offset, now))
 
@@ -95,13 +95,13 @@ def arm(tracker: ThresholdTracker, disk: Disk) -> int:
     return disk.slot
 
 
-def fire(tracker: ThresholdTracker, event: dict[str, Any] | None) -> list[LevelCrossing]:
+def fire(tracker: ThresholdTracker, event: dict[str, Any] | None) -> list[DiskLevelCrossing]:
     """Pass a BLOCK_WRITE_THRESHOLD event to a tracker, and return the levels that were crossed."""
     assert event is not None
     return list(tracker.on_event(event["node-name"], event["write-threshold"], event["amount-exceeded"]))
 
 
-def summary(crossings: list[LevelCrossing]) -> list[tuple[str, DetectedBy, bool]]:
+def summary(crossings: list[DiskLevelCrossing]) -> list[tuple[str, DetectedBy, bool]]:
     return [(crossing.level.text, crossing.detected_by, crossing.firing) for crossing in crossings]
 
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from agent.alerts.disk_levels import levels_to_bytes, parse_disk_level
+from agent.alerts.disk_levels import levels_as_used_bytes, parse_disk_level
 from agent.alerts.disk_space_values import space_sample
 from agent.alerts.disk_threshold_types import ThresholdMode, ThresholdPolicy
 from agent.alerts.engine import AlertChange, AlertEngine
@@ -189,4 +189,4 @@ class Agent:
 
 def levels_in_bytes(size: int) -> dict[str, int]:
     """Return the bytes of each level on a disk of this size, by level."""
-    return {level.text: level.bytes for level in levels_to_bytes(LEVELS, size)}
+    return {level.text: level.bytes for level in levels_as_used_bytes(LEVELS, size)}

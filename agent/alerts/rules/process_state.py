@@ -16,7 +16,7 @@ EMPTY_SET: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
-class GuestHealth:
+class GuestAgentAlertState:
     """State of one guest for the guest-agent alerts: its guest agent, its frozen file systems and its clock.
 
     Attributes:
@@ -93,12 +93,12 @@ class VmProcessState:
     has_run_state: bool = False
     detached_at: float | None = None
     ended_permanently: bool = False
-    guest: GuestHealth = field(default_factory=GuestHealth)
+    guest: GuestAgentAlertState = field(default_factory=GuestAgentAlertState)
     rule_state: VmRuleState = field(default_factory=VmRuleState)
     space: list[Sample] = field(default_factory=list)
     space_changed: bool = True
 
-    def is_process(self, vm: Vm, pid: int | None) -> bool:
+    def is_process_of_vm(self, vm: Vm, pid: int | None) -> bool:
         """Return whether a VM that the agent attaches to runs in this process.
 
         Compare the pids. If a pid is unknown, compare the monitors.
@@ -126,7 +126,7 @@ class VmProcessState:
             name, self.vm, subject, level, severity, time_ns, data, owner=owner, instance=instance, **attributes
         )
 
-    def disk_state_to_store(self) -> dict[str, Any]:
+    def disk_threshold_states(self) -> dict[str, Any]:
         """Return the threshold trackers' state as JSON values, by device, for a process that replaces this process."""
         entries = dict(self.restored_disks)
         return entries | {device: tracker.state_to_store() for device, tracker in self.trackers.items()}

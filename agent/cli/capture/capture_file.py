@@ -85,7 +85,7 @@ class CaptureWriter:
 
     Attributes:
         message_count: the number of messages in the file.
-        full: whether the file has reached its maximum size, so that a message was dropped.
+        is_full: whether the file has reached its maximum size, so that a message was dropped.
 
     Raises:
         CaptureError: the file exists or cannot be created.
@@ -101,7 +101,7 @@ class CaptureWriter:
         self._bytes_left = max_bytes
         self._start = time.monotonic()
         self.message_count = 0
-        self.full = False
+        self.is_full = False
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._write_line(
             {"qmp-agent-capture": FORMAT_VERSION, "agent": __version__, "time": now, "monitor": remove_secrets(monitor)}
@@ -111,12 +111,12 @@ class CaptureWriter:
         """Write a message with the current time. Drop the message if the file would exceed its maximum size."""
         seconds = round(time.monotonic() - self._start, 6)
         self._write_line({"seconds": seconds, "from": side, "message": remove_secrets(message)})
-        self.message_count += not self.full
+        self.message_count += not self.is_full
 
     def _write_line(self, value: dict[str, Any]) -> None:
         text = orjson.dumps(value) + b"\n"
-        self.full = self.full or len(text) > self._bytes_left
-        if not self.full:
+        self.is_full = self.is_full or len(text) > self._bytes_left
+        if not self.is_full:
             self._bytes_left -= len(text)
             self._file.write(text)
 

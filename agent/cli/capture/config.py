@@ -8,7 +8,7 @@ from agent.monitors import DialConfig
 from agent.runtime.logging import configure_logging
 
 
-def capture_config(parsed: argparse.Namespace) -> Config:
+def load_config_and_configure_logging(parsed: argparse.Namespace) -> Config:
     """Return the config that --config names, or else the default config, and configure the log.
 
     The subcommands `capture` and `replay` do not use the config's monitors, sinks, endpoint or Alertmanager.

@@ -26,7 +26,7 @@ from agent.config.model import Config
 
 
 @dataclass(frozen=True, slots=True)
-class RecordedExchange:
+class CapturedReply:
     """The reply to a captured command, and the times of both in seconds since the header. `replied_at` is infinite without a reply."""
 
     sent_at: float
@@ -40,16 +40,16 @@ class Capture:
     Attributes:
         greeting: QEMU's greeting.
         events: QEMU's events.
-        duration: the time of the last line, in seconds since the header.
+        duration_seconds: the time of the last line, in seconds since the header.
         closed_by_qemu: whether QEMU closed the connection at the end of the capture.
     """
 
     def __init__(self, lines: Sequence[CaptureLine]) -> None:
         self.greeting = next((line.message for line in lines if line.message and "QMP" in line.message), {})
         self.events = [line for line in lines if line.message is not None and "event" in line.message]
-        self.duration = lines[-1].seconds if lines else 0.0
+        self.duration_seconds = lines[-1].seconds if lines else 0.0
         self.closed_by_qemu = bool(lines) and lines[-1].message is None
-        self._exchanges: dict[bytes, list[RecordedExchange]] = defaultdict(list)
+        self._exchanges: dict[bytes, list[CapturedReply]] = defaultdict(list)
         in_band, out_of_band = deque[CaptureLine](), dict[Any, CaptureLine]()
         for line in lines:
             message = line.message or {}
@@ -67,9 +67,9 @@ class Capture:
 
     def _add(self, command: CaptureLine, replied_at: float, reply: dict[str, Any]) -> None:
         assert command.message is not None
-        self._exchanges[_command_key(command.message)].append(RecordedExchange(command.seconds, replied_at, reply))
+        self._exchanges[_command_key(command.message)].append(CapturedReply(command.seconds, replied_at, reply))
 
-    def find_exchange(self, request: dict[str, Any], seconds: float) -> RecordedExchange | None:
+    def find_reply(self, request: dict[str, Any], seconds: float) -> CapturedReply | None:
         """Return the last captured exchange of a command before a time.
 
         Args:
@@ -141,7 +141,7 @@ class ReplayedMonitor:
                 if "exec-oob" not in request:
                     self._requests.put_nowait(request)
                 elif (
-                    exchange := self._capture.find_exchange(request, self._now)
+                    exchange := self._capture.find_reply(request, self._now)
                 ) is not None and exchange.replied_at < inf:
                     _send(writer, exchange.reply | _id_of(request))
 
@@ -149,7 +149,7 @@ class ReplayedMonitor:
         """Reply to the in-band commands one after the other, until cancelled."""
         while True:
             request = await self._requests.get()
-            exchange = self._capture.find_exchange(request, self._now)
+            exchange = self._capture.find_reply(request, self._now)
             if exchange is not None:
                 # Send a late reply of a hung QEMU at its captured time, even if the command arrives later than in the capture.
                 await asyncio.sleep(max(0.0, exchange.replied_at - max(self._now, exchange.sent_at)) / self._speed)
@@ -162,7 +162,7 @@ class ReplayedMonitor:
             await self._sleep_until(line.seconds)
             seconds, micros = divmod(time.time_ns() // 1000, 1_000_000)
             _send(writer, {**(line.message or {}), "timestamp": {"seconds": seconds, "microseconds": micros}})
-        await self._sleep_until(self._capture.duration)
+        await self._sleep_until(self._capture.duration_seconds)
 
     async def _sleep_until(self, seconds: float) -> None:
         await asyncio.sleep(max(0.0, seconds - self._now) / self._speed)

@@ -52,7 +52,7 @@ async def capture_traffic(monitor: str, path: Path, config: Config, *, seconds: 
                     await asyncio.wait_for(proxy.ended.wait(), seconds)
     if proxy.error is not None:
         raise CaptureError(f"{path}: {proxy.error}")
-    return f"{file.message_count} messages written to {path}{' (size limit reached)' if file.full else ''}"
+    return f"{file.message_count} messages written to {path}{' (size limit reached)' if file.is_full else ''}"
 
 
 async def _connect(monitor: str, deadline: float) -> tuple[Stream, bytes]:
@@ -110,7 +110,7 @@ class CapturingProxy:
             direction.cancel()
         if not reader.at_eof() and reader.exception() is None:  # QEMU closed the connection, not the agent
             self._write_message("qemu", None)
-        if self._file.full or self.error is not None:
+        if self._file.is_full or self.error is not None:
             self.ended.set()
         writer.close()
 
@@ -132,7 +132,7 @@ class CapturingProxy:
             data: bytes that were already read.
         """
         with contextlib.suppress(ConnectionError, ProtocolError):
-            while (data := data or await reader.read(READ_BYTES)) and not self._file.full and self.error is None:
+            while (data := data or await reader.read(READ_BYTES)) and not self._file.is_full and self.error is None:
                 for message in splitter.receive(data):
                     if not isinstance(message, UnreadableMessage):
                         self._write_message(side, message)

@@ -16,9 +16,11 @@ def execute(parsed: argparse.Namespace) -> int:
             for text in journal.describe_journal(directory):
                 print(text)
         case "export":
-            for body in journal.export_records(directory, file=parsed.file, dead_letters=parsed.dead_letters):
+            for body in journal.journal_records_as_json_lines(
+                directory, file=parsed.file, dead_letters=parsed.dead_letters
+            ):
                 sys.stdout.buffer.write(body)
         case "requeue":
-            count = journal.requeue_records(directory, file=parsed.file)
+            count = journal.requeue_undelivered_records(directory, file=parsed.file)
             print(f"{count} records enqueued; the agent delivers them at its next start")
     return 0

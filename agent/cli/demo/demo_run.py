@@ -20,7 +20,7 @@ from agent.cli.demo.guest_qmp_client import GuestError
 from agent.cli.demo.images import MissingDependencyError, cache_directory, linux_image
 from agent.cli.record_text import format_record
 from agent.common.errors import SubcommandError
-from agent.config.model import AlertsConfig, AllowedChangesConfig, Config, IntervalsConfig
+from agent.config.model import AlertsConfig, AllowedQemuChangesConfig, Config, IntervalsConfig
 from agent.config.web import WebSectionConfig
 from agent.delivery.sinks.jsonl import JsonLinesConfig
 from agent.guest.config import GuestAgentConfig, GuestIntervalsConfig
@@ -149,7 +149,7 @@ async def _run_agent(folder: Path, records: Path, alerts: AlertsConfig) -> Async
                 jsonl=JsonLinesConfig(path=records, max_size=1 << 40),
                 web=WebSectionConfig(listen_address=listen),
                 intervals=IntervalsConfig(poll=2.0, guest_memory=5.0),
-                allow=AllowedChangesConfig(guest_stats_interval=2.0),
+                allow=AllowedQemuChangesConfig(guest_stats_interval=2.0),
                 alerts=alerts,
                 guest_agent=GuestAgentConfig(enabled=True, intervals=GUEST_INTERVALS),
             )

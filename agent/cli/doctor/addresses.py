@@ -21,7 +21,7 @@ def dial_address(address: str) -> str:
     return f"tcp:127.0.0.1:{port}" if address.startswith("tcp:") and host.strip("[]") in _LOCAL else address
 
 
-def libvirt_instance(uri: str) -> str:
+def libvirt_driver_and_path(uri: str) -> str:
     """Return which libvirtd of this host a URI names: `qemu/system` or `qemu/session`."""
     parts = urlsplit(uri)
     return parts.scheme.partition("+")[0] + parts.path

@@ -26,7 +26,7 @@ _DIAL_PER_POLL_STEP = (
 _CONFIG_STEP = "in the agent's config; no restart:"
 
 
-def find_smallest_change(
+def find_change_to_watch_vm(
     host: HostToInspect, manager: VmManager, vm: VmFactsForAdvice, monitors: Iterable[MonitorReport]
 ) -> tuple[str, list[str]]:
     """Find the smallest change that lets the agent watch a VM.

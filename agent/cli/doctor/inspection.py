@@ -10,10 +10,10 @@ from itertools import takewhile
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from agent.cli.doctor.addresses import entry_matches_monitor, libvirt_instance, socket_table_address
+from agent.cli.doctor.addresses import entry_matches_monitor, libvirt_driver_and_path, socket_table_address
 from agent.cli.doctor.advice import (
     DIAL_PER_POLL_PREFIX,
-    find_smallest_change,
+    find_change_to_watch_vm,
     listen_entry_allows_vm,
     paths_blocking_dial,
     permission_steps,
@@ -55,7 +55,7 @@ def inspect_host(host: HostToInspect, pattern: str = "*") -> list[VmReport]:
     all_vms = [_VmInspector(pid, host) for pid in qemu_processes.list_qemu_pids(host.proc)]
     selected = [vm for vm in all_vms if vm.matches_name_or_uuid(pattern)]
     holders = find_pids_by_socket_inode(
-        {entry.peer for vm in selected for entry in vm.established_socket_entries()}, host.proc
+        {entry.peer for vm in selected for entry in vm.established_sockets_of_qemu()}, host.proc
     )
     reports = (
         replace(
@@ -109,7 +109,7 @@ class _VmInspector:
         chosen = (vm for vm in sharing if max(vm, self, key=lambda end: end.start).incoming is migrating)
         return tuple(f"{vm.vm.name} (pid {vm.vm.pid})" for vm in chosen)
 
-    def established_socket_entries(self) -> Iterator[SocketTableEntry]:
+    def established_sockets_of_qemu(self) -> Iterator[SocketTableEntry]:
         """Yield this process's socket of each established connection. Monitors that were added after QEMU's start are included.
 
         Yield the established sockets of all processes if the descriptors of this process cannot be read.
@@ -143,7 +143,7 @@ class _VmInspector:
         if state is VmWatchState.UNWATCHED and blocked:
             steps = permission_steps(self._host, blocked, recreated=False)
         elif state is VmWatchState.UNWATCHED:
-            section, steps = find_smallest_change(self._host, self._manager, self.vm, monitors)
+            section, steps = find_change_to_watch_vm(self._host, self._manager, self.vm, monitors)
         return VmReport(
             self.vm.name,
             self.uuid,
@@ -190,8 +190,8 @@ class _VmInspector:
         """Return the config entry for the libvirtd of the VM, or None."""
         uri = self._manager.uri
         entries = (entry for entry in self._host.config_monitors_entries if uri and isinstance(entry, LibvirtConfig))
-        instances = {AUTO, libvirt_instance(uri)}
-        return next((entry for entry in entries if libvirt_instance(entry.libvirt) in instances), None)
+        instances = {AUTO, libvirt_driver_and_path(uri)}
+        return next((entry for entry in entries if libvirt_driver_and_path(entry.libvirt) in instances), None)
 
     def _paths_blocking_libvirt(self, entry: LibvirtConfig) -> list[Path]:
         """Return the paths whose permissions keep the agent's user from connecting to a libvirtd."""
@@ -225,7 +225,7 @@ class _VmInspector:
     def _connections_of(self, monitor: MonitorSocket, address: str) -> Iterator[SocketTableEntry]:
         """Yield QEMU's socket of each connection of a monitor."""
         key = _table_key(monitor, address)
-        for entry in self.established_socket_entries():
+        for entry in self.established_sockets_of_qemu():
             peer = self._host.socket_table.get(entry.peer)
             remote = entry.remote or (peer.address if peer is not None else "")
             if key and key == (remote if monitor.connects else entry.address):
@@ -234,7 +234,7 @@ class _VmInspector:
     def _hotplugged_monitors(self, holders: Mapping[int, int]) -> Iterator[MonitorReport]:
         """Yield the monitors that a running agent has hot-plugged into QEMU."""
         keys = {_table_key(monitor, address) for monitor, address in self._monitors}
-        for entry in self.established_socket_entries() if self._inodes is not None else ():
+        for entry in self.established_sockets_of_qemu() if self._inodes is not None else ():
             pid = holders.get(entry.peer)
             if pid is not None and entry.address.startswith("/") and entry.address not in keys and self._is_agent(pid):
                 yield MonitorReport(sanitize(entry.address), MonitorSocketUse.HELD, AGENT_PROGRAM_NAME, pid)

@@ -43,7 +43,7 @@ async def _add_images(reports: Sequence[VmReport], user: User, proc: Path) -> li
     reader = FileSystemReader()
     finder = _PoolFinder(reader, user, proc)
     try:
-        await finder.load_volume_lists()
+        await finder.load_lvm_and_zfs_volumes()
         return [replace(vm, images=await finder.inspect_images(vm.pid)) for vm in reports]
     finally:
         await reader.close()
@@ -64,7 +64,7 @@ class _PoolFinder:
         self._user = user
         self._proc = proc
 
-    async def load_volume_lists(self) -> None:
+    async def load_lvm_and_zfs_volumes(self) -> None:
         """Load the lists of LVM and ZFS volumes."""
         for source in self._sources:
             await source.refresh_pool_lookup()

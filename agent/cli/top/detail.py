@@ -15,7 +15,7 @@ from agent.cli.top.text import (
     format_size,
     wrap_words,
 )
-from agent.common.units import format_bytes
+from agent.common.durations_and_sizes import format_bytes
 
 
 def detail_lines(

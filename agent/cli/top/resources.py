@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from agent.cli.top.text import ScreenLine, TextStyle, fit_to_width, format_number, wrap_words
-from agent.common.units import format_bytes
+from agent.common.durations_and_sizes import format_bytes
 
 TITLE_WIDTH = 24
 DEFAULT_WIDTH = 120

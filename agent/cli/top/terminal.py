@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.cli.http_client import AgentRequestError, EndpointCredentials, find_vm_uuid, request_json
+from agent.cli.http_client import AgentRequestError, EndpointCredentials, find_vm_uuid_in_overview, request_json
 from agent.cli.top import TopError
 from agent.cli.top.detail import detail_lines
 from agent.cli.top.screen_state import TopScreenState, TopView, current_view_lines
@@ -113,7 +113,7 @@ def _find_uuid(host: Mapping[str, Any], name: str) -> str:
     Raises:
         TopError: no VM has this name or UUID.
     """
-    uuid = find_vm_uuid(host, name) if name else ""
+    uuid = find_vm_uuid_in_overview(host, name) if name else ""
     if name and not uuid:
         raise TopError(f"the agent watches no VM named {name}")
     return uuid

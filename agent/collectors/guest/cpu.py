@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from agent.collectors.guest.base import GuestCollector, TimedGuestReply, require_value
-from agent.collectors.untrusted_json import as_list_of_objects
+from agent.collectors.untrusted_json import list_of_objects_or_empty
 from agent.model.family import COUNTER, Sample
 from agent.model.field_reader import FieldReader
 from agent.model.metrics.guest import GUEST_CPU
@@ -14,7 +14,7 @@ _MAX_CPUS = 4096
 
 
 def _collect(exchanges: Sequence[TimedGuestReply]) -> Iterable[Sample]:
-    cpus = as_list_of_objects(require_value(exchanges[0], list), _MAX_CPUS)
+    cpus = list_of_objects_or_empty(require_value(exchanges[0], list), _MAX_CPUS)
     totals: dict[str, int] = {}
     for state in _CPU_STATES:
         numbers = [cpu.get(state) for cpu in cpus]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, GuestCollector, TimedGuestReply, require_value
-from agent.collectors.untrusted_json import as_list_of_objects, as_object, as_text
+from agent.collectors.untrusted_json import list_of_objects_or_empty, object_or_empty, text_or_empty
 from agent.model.family import Sample
 from agent.model.field_reader import FieldReader
 from agent.model.metrics.guest import GUEST_DISK
@@ -17,9 +17,9 @@ _MAX_DISKS = 1024
 
 def _collect(exchanges: Sequence[TimedGuestReply]) -> Iterable[Sample]:
     samples: dict[str, Sample] = {}
-    for disk in as_list_of_objects(require_value(exchanges[0], list), _MAX_DISKS):
-        name = sanitize(as_text(disk.get("name")), MAX_TEXT)
-        values = _read(as_object(disk.get("stats")))
+    for disk in list_of_objects_or_empty(require_value(exchanges[0], list), _MAX_DISKS):
+        name = sanitize(text_or_empty(disk.get("name")), MAX_TEXT)
+        values = _read(object_or_empty(disk.get("stats")))
         if name and not name.startswith(_IGNORED_NAME_PREFIXES) and any(values.values()):
             samples.setdefault(name, Sample(GUEST_DISK, (name,), values))
     return list(samples.values())[:MAX_SUBJECTS]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, GuestCollector, TimedGuestReply, require_value
-from agent.collectors.untrusted_json import as_list_of_objects, as_object, as_text
+from agent.collectors.untrusted_json import list_of_objects_or_empty, object_or_empty, text_or_empty
 from agent.model.family import FieldValues, Sample
 from agent.model.field_reader import FieldReader
 from agent.model.metrics.guest import GUEST_FILESYSTEM
@@ -48,7 +48,7 @@ _MAX_BYTES = 2**63 - 1
 def _collect(exchanges: Sequence[TimedGuestReply]) -> Iterable[Sample]:
     mounts: list[FieldValues] = []
     unread = _MAX_DISKS_OF_GUEST
-    for entry in as_list_of_objects(require_value(exchanges[0], list), _MAX_MOUNTS):
+    for entry in list_of_objects_or_empty(require_value(exchanges[0], list), _MAX_MOUNTS):
         if (mount := _parse_mount(entry, min(_MAX_DISKS, unread))) is not None:
             mounts.append(mount)
             unread -= len(mount.get("disks", ()))
@@ -65,13 +65,13 @@ def _parse_mount(entry: dict[str, Any], max_disks: int) -> FieldValues | None:
 
     Return None if the mount's type is ignored, or if the mount's size is unknown or invalid.
     """
-    kind, mountpoint, name = (as_text(entry.get(key)) for key in ("type", "mountpoint", "name"))
+    kind, mountpoint, name = (text_or_empty(entry.get(key)) for key in ("type", "mountpoint", "name"))
     total, used = entry.get("total-bytes"), entry.get("used-bytes")
     if not mountpoint or not name or kind.lower() in IGNORED_TYPES:
         return None
     if type(total) is not int or type(used) is not int or not 0 <= used <= total <= _MAX_BYTES or not total:
         return None
-    disks = [_parse_disk(disk) for disk in as_list_of_objects(entry.get("disk"), max_disks)]
+    disks = [_parse_disk(disk) for disk in list_of_objects_or_empty(entry.get("disk"), max_disks)]
     mount: FieldValues = {
         "mountpoint": mountpoint,
         "name": name,
@@ -88,7 +88,7 @@ def _parse_mount(entry: dict[str, Any], max_disks: int) -> FieldValues | None:
 def _parse_disk(disk: dict[str, Any]) -> FieldValues:
     """Return the device, serial number, bus and PCI address of a disk below a file system."""
     texts = {"device": disk.get("dev"), "serial": disk.get("serial"), "bus": disk.get("bus-type")}
-    pci = as_object(disk.get("pci-controller"))
+    pci = object_or_empty(disk.get("pci-controller"))
     address = [
         n for key in ("domain", "bus", "slot", "function") if type(n := pci.get(key)) is int and 0 <= n < 1 << 16
     ]

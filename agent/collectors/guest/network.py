@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, GuestCollector, TimedGuestReply, require_value
-from agent.collectors.untrusted_json import as_list_of_objects, as_text
+from agent.collectors.untrusted_json import list_of_objects_or_empty, text_or_empty
 from agent.model.family import FieldValues, Sample
 from agent.model.field_reader import FieldReader
 from agent.model.metrics.guest import GUEST_ADDRESS, GUEST_INTERFACE
@@ -27,11 +27,11 @@ _Address = tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, FieldValues]
 def _collect(exchanges: Sequence[TimedGuestReply]) -> Iterable[Sample]:
     seen: set[str] = set()
     unread = _MAX_ADDRESSES_OF_GUEST
-    for interface in as_list_of_objects(require_value(exchanges[0], list), _MAX_INTERFACES):
-        name = sanitize(as_text(interface.get("name")), MAX_TEXT)
+    for interface in list_of_objects_or_empty(require_value(exchanges[0], list), _MAX_INTERFACES):
+        name = sanitize(text_or_empty(interface.get("name")), MAX_TEXT)
         if not name or name in seen:
             continue
-        entries = as_list_of_objects(interface.get("ip-addresses"), min(_MAX_ADDRESSES, unread))
+        entries = list_of_objects_or_empty(interface.get("ip-addresses"), min(_MAX_ADDRESSES, unread))
         unread -= len(entries)
         addresses = [address for entry in entries if (address := _parse_address(entry)) is not None]
         if any(address.is_loopback for address, _ in addresses):
@@ -49,7 +49,7 @@ def _collect(exchanges: Sequence[TimedGuestReply]) -> Iterable[Sample]:
 def _parse_address(entry: dict[str, Any]) -> _Address | None:
     """Return an IP address and its values. Leave out an invalid prefix length. Return None if the address itself is invalid."""
     try:
-        address = ipaddress.ip_address(as_text(entry.get("ip-address")).partition("%")[0])
+        address = ipaddress.ip_address(text_or_empty(entry.get("ip-address")).partition("%")[0])
     except ValueError:
         return None
     prefix = entry.get("prefix")

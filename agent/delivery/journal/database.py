@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from agent.delivery.journal.statements import JournalChange, read_entries, record_from_row
+from agent.delivery.journal.statements import JournalChange, read_persistent_entries, record_from_row
 from agent.delivery.sizes import RowsSummary
 from agent.model.record import RECORD_OVERHEAD_BYTES, EncodedRecord
 
@@ -258,13 +258,13 @@ class JournalDatabase:
                 (queue,),
             )
             for record_type, count, size, first, last in rows:
-                summary.add(str(record_type), count, size + count * RECORD_OVERHEAD_BYTES, first, last)
+                summary.add_records_of_type(str(record_type), count, size + count * RECORD_OVERHEAD_BYTES, first, last)
         return summary
 
-    def entries(self) -> dict[str, Any]:
+    def persistent_entries(self) -> dict[str, Any]:
         """Return the values of the persistent entries, by name. Leave out values that are not valid JSON."""
         with _convert_sqlite_errors():
-            return read_entries(self._require_connection())
+            return read_persistent_entries(self._require_connection())
 
     def checkpoint(self) -> None:
         """Checkpoint and restart the write-ahead log. Later writes reuse the space of the log, so they can succeed on a full disk."""

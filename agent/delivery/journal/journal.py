@@ -23,7 +23,7 @@ from agent.delivery.journal.thread import JournalThread
 from agent.delivery.journal.transaction import Transaction
 from agent.delivery.journal.uncommitted_entries import UncommittedEntries
 from agent.delivery.queue import RecordQueue
-from agent.delivery.timings import DeliveryTimings
+from agent.delivery.waits_and_deadlines import DeliveryWaitsAndDeadlines
 from agent.model.persistent_entry import PersistentEntry
 from agent.model.record import EncodedRecord
 
@@ -54,7 +54,7 @@ class Journal:
         queues: Sequence[RecordQueue],
         drops: DropLedger,
         *,
-        timings: DeliveryTimings,
+        timings: DeliveryWaitsAndDeadlines,
         connect: OpenDatabase = connect,
     ) -> None:
         self.path = directory / JOURNAL_FILE
@@ -313,7 +313,7 @@ class Journal:
         """
         try:
             summaries = [await self._thread.call(opened.summarize_rows, queue.name) for queue in self._queues]
-            self.stored_persistent_entries = await self._thread.call(opened.entries)
+            self.stored_persistent_entries = await self._thread.call(opened.persistent_entries)
         except JournalError:
             await self._thread.call(opened.close)
             raise

@@ -21,7 +21,7 @@ from agent.delivery.journal.database import (
     connect_readonly,
     raise_if_disk_full,
 )
-from agent.delivery.journal.statements import read_entries, record_from_row
+from agent.delivery.journal.statements import read_persistent_entries, record_from_row
 from agent.delivery.queue import RecordQueue
 from agent.model.persistent_entry import PersistentEntry
 from agent.model.record import EncodedRecord
@@ -127,7 +127,7 @@ def read_salvageable_entries(path: Path) -> dict[str, Any]:
     """
     try:
         with contextlib.closing(connect_readonly(path)) as db:
-            return read_entries(db)
+            return read_persistent_entries(db)
     except DATABASE_ERRORS as error:
         raise_if_disk_full(error)
         return {}

@@ -32,7 +32,7 @@ def checksum(record: EncodedRecord) -> int:
     return zlib.crc32(record.body, zlib.crc32(head))
 
 
-def read_entries(db: sqlite3.Connection) -> dict[str, Any]:
+def read_persistent_entries(db: sqlite3.Connection) -> dict[str, Any]:
     """Return the values of the persistent entries, by name. Leave out values that are not valid JSON."""
     entries: dict[str, Any] = {}
     for name, text in db.execute("SELECT name, text FROM entries WHERE name != 'identity'"):
@@ -134,7 +134,7 @@ def delete_oldest_rows(
         )
         rows = db.execute(query, (DROP_REPORT_TYPE, queue, after_row, through_row))
         for row, record_type, time_ns, length, drop_report in rows:
-            deleted.add(record_type, 1, length + RECORD_OVERHEAD_BYTES, time_ns, time_ns)
+            deleted.add_records_of_type(record_type, 1, length + RECORD_OVERHEAD_BYTES, time_ns, time_ns)
             if drop_report is not None:
                 deleted.drop_reports.append(drop_report)
             last_row[:] = [row]

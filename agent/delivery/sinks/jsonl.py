@@ -122,12 +122,12 @@ class JsonLinesSink:
                 while view:
                     view = view[os.write(self._fd, view) :]
             except OSError:
-                self._handle_partial_write(lines, len(lines) - len(view), records)
+                self._remove_or_keep_partial_line(lines, len(lines) - len(view), records)
                 raise
             self._rest_of_line = b""
             self._written_ids.difference_update(record.id for record in batch)
 
-    def _handle_partial_write(self, lines: bytes, written: int, records: Sequence[EncodedRecord]) -> None:
+    def _remove_or_keep_partial_line(self, lines: bytes, written: int, records: Sequence[EncodedRecord]) -> None:
         """Remove an incomplete last line from a file. For a pipe, store the end of the line for the next write instead.
 
         Args:

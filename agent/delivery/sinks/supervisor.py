@@ -9,7 +9,7 @@ from typing import Final
 
 from agent.common.backoff import retry_delay
 from agent.delivery.sinks.base import Sink, SinkError
-from agent.delivery.timings import DeliveryTimings
+from agent.delivery.waits_and_deadlines import DeliveryWaitsAndDeadlines
 from agent.model.record import EncodedRecord
 
 _log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ STOPPED: Final[_Transitions] = dict.fromkeys(SinkState, SinkState.CLOSED)
 class SinkSupervisor:
     """Opens a sink when there are records to send, and resends each batch until the sink accepts it. All queues share one supervisor."""
 
-    def __init__(self, sink: Sink, timings: DeliveryTimings) -> None:
+    def __init__(self, sink: Sink, timings: DeliveryWaitsAndDeadlines) -> None:
         self.sink = sink
         self.state = SinkState.CLOSED
         self.error: str | None = "not connected yet"
@@ -58,7 +58,7 @@ class SinkSupervisor:
         self._retry_at = float("-inf")
 
     @property
-    def failing(self) -> bool:
+    def is_failing(self) -> bool:
         """True if the last attempt to open the sink or to send failed; False before the first attempt."""
         return self._failures > 0
 

@@ -80,7 +80,7 @@ OTHER_ALERT = "alert"
 """Name of the cause for a firing alert that no cause in `CAUSES` explains."""
 
 
-def explain(evidence: Evidence) -> list[dict[str, Any]]:
+def find_causes(evidence: Evidence) -> list[dict[str, Any]]:
     """Return the causes that make a VM slow or hung, the most likely cause first; empty if no cause applies.
 
     Args:

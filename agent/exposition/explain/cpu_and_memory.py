@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from agent.common.units import format_bytes
+from agent.common.durations_and_sizes import format_bytes
 from agent.exposition.explain.evidence import CauseFinding, Evidence
 from agent.exposition.explain.text_format import format_duration, format_percent
 from agent.model.metrics.memory import BALLOON, GUEST_MEMORY, MEMORY
@@ -33,7 +33,7 @@ MIN_STALL = 0.05
 def find_cpu_quota(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find a CPU quota that throttles the VM."""
     names = ("cpu_periods_total", "cpu_throttled_periods_total", "cpu_throttled_seconds_total")
-    rates = evidence.rates(CGROUP, (), names)
+    rates = evidence.counter_rates(CGROUP, (), names)
     periods, throttled = rates.get("cpu_periods_total"), rates.get("cpu_throttled_periods_total")
     if not periods or throttled is None or throttled < QUOTA_RATIO * periods:
         return
@@ -50,8 +50,8 @@ def find_cpu_quota(evidence: Evidence) -> Iterator[CauseFinding]:
 def find_cpu_waiting(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find vCPUs that wait for a host CPU."""
     poll = [
-        evidence.rates(VCPU, labels, ("run_delay_seconds_total", "cpu_seconds_total"))
-        for labels in evidence.values_by_subject(VCPU)
+        evidence.counter_rates(VCPU, labels, ("run_delay_seconds_total", "cpu_seconds_total"))
+        for labels in evidence.latest_values_by_subject(VCPU)
     ]
     delay = sum(rates.get("run_delay_seconds_total", 0.0) for rates in poll)
     used = sum(rates.get("cpu_seconds_total", 0.0) for rates in poll)
@@ -67,14 +67,14 @@ def find_cpu_waiting(evidence: Evidence) -> Iterator[CauseFinding]:
 
 def find_thread_busy(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find an iothread or a main loop that uses nearly a whole host CPU."""
-    main = evidence.rate(PROCESS, "main_loop_cpu_seconds_total")
+    main = evidence.counter_rate(PROCESS, "main_loop_cpu_seconds_total")
     if main is not None and main >= BUSY_THREAD:
         sentence = (
             f"QEMU's main loop uses {format_percent(main)} of a host CPU, and serves devices without an iothread late."
         )
         yield CauseFinding("", sentence, {"cpus": main})
-    for labels in evidence.values_by_subject(IOTHREAD):
-        used = evidence.rate(IOTHREAD, "cpu_seconds_total", labels)
+    for labels in evidence.latest_values_by_subject(IOTHREAD):
+        used = evidence.counter_rate(IOTHREAD, "cpu_seconds_total", labels)
         if used is not None and used >= BUSY_THREAD:
             sentence = f"The iothread {labels[0]} uses {format_percent(used)} of a host CPU, and serves its disks late."
             yield CauseFinding(labels[0], sentence, {"cpus": used})
@@ -83,7 +83,9 @@ def find_thread_busy(evidence: Evidence) -> Iterator[CauseFinding]:
 def find_guest_cpu_busy(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find a guest that uses nearly all the time of its vCPUs."""
     count = evidence.vcpu_count()
-    known = [evidence.rate(VCPU, "cpu_seconds_total", labels) for labels in evidence.values_by_subject(VCPU)]
+    known = [
+        evidence.counter_rate(VCPU, "cpu_seconds_total", labels) for labels in evidence.latest_values_by_subject(VCPU)
+    ]
     used = sum(rate for rate in known if rate is not None)
     if count and None not in known and used >= BUSY_VCPUS * count:
         yield CauseFinding(
@@ -108,7 +110,7 @@ def find_out_of_memory(evidence: Evidence) -> Iterator[CauseFinding]:
 
 def find_memory_limited(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find a cgroup whose processes all wait for memory, because of the cgroup's limit."""
-    stalled = evidence.rate(CGROUP, "pressure_memory_stalled_seconds_total")
+    stalled = evidence.counter_rate(CGROUP, "pressure_memory_stalled_seconds_total")
     if stalled is None or stalled < MIN_STALL:
         return
     used, limit = (evidence.whole_vm_number(CGROUP, name) for name in ("memory_bytes", "memory_limit_bytes"))
@@ -122,7 +124,7 @@ def find_memory_limited(evidence: Evidence) -> Iterator[CauseFinding]:
 def find_swapped(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find swapped-out memory that the VM reads back from the host's swap."""
     out, resident = (evidence.whole_vm_number(PROCESS, name) for name in ("swap_bytes", "resident_bytes"))
-    faults = evidence.rate(PROCESS, "major_faults_total")
+    faults = evidence.counter_rate(PROCESS, "major_faults_total")
     if out is None or resident is None or faults is None or faults < MIN_FAULTS:
         return
     if out >= SWAPPED_RATIO * (out + resident):
@@ -156,6 +158,6 @@ def find_guest_memory_low(evidence: Evidence) -> Iterator[CauseFinding]:
 
 def find_guest_swapping(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find a guest that swaps to its own swap space."""
-    rates = evidence.rates(GUEST_MEMORY, (), ("swap_in_bytes_total", "swap_out_bytes_total"))
+    rates = evidence.counter_rates(GUEST_MEMORY, (), ("swap_in_bytes_total", "swap_out_bytes_total"))
     if rates and (swap := sum(rates.values())) >= MIN_GUEST_SWAP:
         yield CauseFinding("", f"The guest swaps {format_bytes(swap)}/s in and out.", {"swap_bytes_per_second": swap})

@@ -46,7 +46,7 @@ _LIMITED = {"": _KINDS, "read_": ("read",), "write_": ("write",)}
 
 def find_io_stalled(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find disks that complete no request although requests are in flight. QEMU may still answer on its monitor."""
-    for labels, values in evidence.values_by_subject(BLOCK_STALL).items():
+    for labels, values in evidence.latest_values_by_subject(BLOCK_STALL).items():
         seconds = finite_number_or_none(values, "seconds")
         if values.get("state") != "stalled" or seconds is None:
             continue
@@ -67,10 +67,10 @@ def find_io_stalled(evidence: Evidence) -> Iterator[CauseFinding]:
 def find_disk_throttled(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find disks whose rates reach a throttle limit. Disks of one throttle group share their limits."""
     groups: dict[str, list[str]] = {}
-    for labels, values in evidence.values_by_subject(BLOCK_DEVICE).items():
+    for labels, values in evidence.latest_values_by_subject(BLOCK_DEVICE).items():
         groups.setdefault(str(values.get("throttle_group") or labels[0]), []).append(labels[0])
     for group, devices in groups.items():
-        limits = evidence.values_by_subject(BLOCK_DEVICE)[(devices[0],)]
+        limits = evidence.latest_values_by_subject(BLOCK_DEVICE)[(devices[0],)]
         for prefix, kinds in _LIMITED.items():
             for unit in ("bytes", "operations"):
                 limit = finite_number_or_none(limits, f"throttle_{prefix}{unit}_per_second")
@@ -91,12 +91,12 @@ def find_disk_throttled(evidence: Evidence) -> Iterator[CauseFinding]:
 
 
 def _operation_rate(evidence: Evidence, device: str, kind: str, unit: str) -> float | None:
-    return evidence.rate(BLOCK, f"{kind}_bytes_total" if unit == "bytes" else f"{kind}s_total", (device,))
+    return evidence.counter_rate(BLOCK, f"{kind}_bytes_total" if unit == "bytes" else f"{kind}s_total", (device,))
 
 
 def _operation_figures(evidence: Evidence, device: str, kind: str) -> tuple[float, float, float]:
     """Return three figures of a disk's reads or writes: operations per second, mean latency in seconds, and mean number in flight."""
-    rates = evidence.rates(BLOCK, (device,), (f"{kind}s_total", f"{kind}_seconds_total"))
+    rates = evidence.counter_rates(BLOCK, (device,), (f"{kind}s_total", f"{kind}_seconds_total"))
     operations, in_flight = rates.get(f"{kind}s_total", 0.0), rates.get(f"{kind}_seconds_total", 0.0)
     return operations, in_flight / operations if operations else 0.0, in_flight
 
@@ -122,7 +122,7 @@ def find_disk_slow(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find disks whose requests take much longer than in the last hour, or longer than a limit."""
     for kind in _KINDS:
         baseline = _baseline_latency(evidence, kind)
-        for labels in evidence.values_by_subject(BLOCK):
+        for labels in evidence.latest_values_by_subject(BLOCK):
             operations, seconds, _ = _operation_figures(evidence, labels[0], kind)
             if operations < MIN_OPERATIONS:
                 continue
@@ -155,14 +155,14 @@ def slow_disks_by_pool(evidence: Evidence) -> Iterator[tuple[LabelValues, CauseF
 
 def find_disk_queue(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find disks with long queues of slow requests."""
-    for labels in evidence.values_by_subject(BLOCK):
+    for labels in evidence.latest_values_by_subject(BLOCK):
         both = [_operation_figures(evidence, labels[0], kind) for kind in _KINDS]
         operations, in_flight = sum(row[0] for row in both), sum(row[2] for row in both)
         measured = max(
             (
                 (finite_number_or_none(values, "read_queue_depth") or 0)
                 + (finite_number_or_none(values, "write_queue_depth") or 0)
-                for timed, values in evidence.values_by_subject(BLOCK_TIMED).items()
+                for timed, values in evidence.latest_values_by_subject(BLOCK_TIMED).items()
                 if timed[0] == labels[0]
             ),
             default=0.0,

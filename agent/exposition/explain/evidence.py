@@ -63,27 +63,27 @@ class Evidence:
             snapshot.host_samples.get(HOST.name, {}).get((), {}),
         )
 
-    def values_by_subject(self, family: Family) -> ValuesBySubject:
+    def latest_values_by_subject(self, family: Family) -> ValuesBySubject:
         """Return the last values of a family for each subject, such as a disk; empty without values."""
         poll = self.view.polls.get(family.name)
         return poll.current if poll is not None else {}
 
     def whole_vm_values(self, family: Family) -> FieldValues:
         """Return the last values of a family that describes the whole VM."""
-        return self.values_by_subject(family).get((), {})
+        return self.latest_values_by_subject(family).get((), {})
 
     def whole_vm_number(self, family: Family, name: str) -> float | None:
         """Return a number of a family that describes the whole VM; None if unknown."""
         return finite_number_or_none(self.whole_vm_values(family), name)
 
-    def rates(self, family: Family, labels: LabelValues, names: Iterable[str]) -> dict[str, float]:
+    def counter_rates(self, family: Family, labels: LabelValues, names: Iterable[str]) -> dict[str, float]:
         """Return how much the counters of one subject, such as a disk, increase per second; empty if the last two polls are too old."""
         poll = self._fresh_poll(family)
         return poll.rates_for_labels(labels, names) if poll is not None else {}
 
-    def rate(self, family: Family, name: str, labels: LabelValues = ()) -> float | None:
+    def counter_rate(self, family: Family, name: str, labels: LabelValues = ()) -> float | None:
         """Return the increase per second of one counter; None if unknown or too old."""
-        return self.rates(family, labels, (name,)).get(name)
+        return self.counter_rates(family, labels, (name,)).get(name)
 
     def _fresh_poll(self, family: Family) -> PollPair | None:
         poll = self.view.polls.get(family.name)
@@ -95,7 +95,7 @@ class Evidence:
     def pools_of_disks(self) -> Iterator[tuple[LabelValues, list[str], FieldValues]]:
         """Yield each pool with images of the VM: the pool's label values, the VM's disks, and the pool's values."""
         disks: dict[LabelValues, list[str]] = {}
-        for (device, _layer), values in self.values_by_subject(BLOCK_STORAGE).items():
+        for (device, _layer), values in self.latest_values_by_subject(BLOCK_STORAGE).items():
             if "pool" in values:
                 of_pool = disks.setdefault((values["pool"], values.get("kind", "")), [])
                 if device not in of_pool:
@@ -106,7 +106,7 @@ class Evidence:
 
     def vcpu_count(self) -> int:
         """Return the number of vCPUs whose threads are known."""
-        return len(self.values_by_subject(VCPU))
+        return len(self.latest_values_by_subject(VCPU))
 
     def alerts_named(self, *names: str) -> list[Mapping[str, Any]]:
         """Return the firing alerts with one of these names."""

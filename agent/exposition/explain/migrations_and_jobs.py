@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from agent.common.units import format_bytes
+from agent.common.durations_and_sizes import format_bytes
 from agent.exposition.explain.evidence import CauseFinding, Evidence, finite_number_or_none
 from agent.exposition.explain.text_format import format_duration, format_percent
 from agent.model.metrics.guest import GUEST_FILESYSTEM
@@ -22,7 +22,7 @@ _SERIOUS = frozenset({Severity.ERROR.label, Severity.CRITICAL.label})
 
 def find_guest_filesystem_full(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find full file systems in the guest."""
-    for (mountpoint, _device, _type), values in evidence.values_by_subject(GUEST_FILESYSTEM).items():
+    for (mountpoint, _device, _type), values in evidence.latest_values_by_subject(GUEST_FILESYSTEM).items():
         used, size = finite_number_or_none(values, "used_bytes"), finite_number_or_none(values, "size_bytes")
         if used is None or not size or used < FULL_FILESYSTEM * size:
             continue
@@ -66,7 +66,7 @@ def find_migration_running(evidence: Evidence) -> Iterator[CauseFinding]:
 
 def find_dirty_limited(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find vCPUs that QEMU slows down to limit their dirty rate."""
-    for (vcpu,), values in evidence.values_by_subject(VCPU_DIRTY).items():
+    for (vcpu,), values in evidence.latest_values_by_subject(VCPU_DIRTY).items():
         limit, current = (finite_number_or_none(values, f"{name}_bytes_per_second") for name in ("limit", "current"))
         if limit and current is not None and current >= 0.9 * limit:
             sentence = f"QEMU slows vCPU {vcpu}: it dirties {format_bytes(current)}/s, and its limit is {format_bytes(limit)}/s."
@@ -75,7 +75,7 @@ def find_dirty_limited(evidence: Evidence) -> Iterator[CauseFinding]:
 
 def find_job_running(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find jobs that read or write the VM's disks."""
-    for (job, kind), values in evidence.values_by_subject(JOB).items():
+    for (job, kind), values in evidence.latest_values_by_subject(JOB).items():
         status = values.get("status", "running")
         if status in _QUIET_JOBS or values.get("paused") is True:
             continue

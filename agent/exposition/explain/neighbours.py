@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from agent.exposition.explain.contended_resource_finder import HostResource, format_contending_vm
 from agent.exposition.explain.cpu_and_memory import find_cpu_quota, find_cpu_waiting
 from agent.exposition.explain.disks import slow_disks_by_pool
 from agent.exposition.explain.evidence import CauseFinding, Evidence
-from agent.exposition.explain.resource_contention import HostResource, format_contending_vm
 from agent.exposition.explain.text_format import format_list, format_percent
 
 MIN_SHARE = 0.5

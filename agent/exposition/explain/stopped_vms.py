@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from agent.common.units import format_bytes
+from agent.common.durations_and_sizes import format_bytes
 from agent.exposition.explain.evidence import CauseFinding, Evidence, finite_number_or_none
 from agent.exposition.explain.text_format import format_duration, format_list, format_percent
 from agent.model.metrics.block import BLOCK_DEVICE
@@ -86,7 +86,9 @@ def find_not_running(evidence: Evidence) -> Iterator[CauseFinding]:
 
 def _describe_io_errors(evidence: Evidence, known: str, figures: dict[str, Any]) -> Iterator[CauseFinding]:
     """Yield the disks whose I/O errors stopped the guest."""
-    states = {labels[0]: values.get("io_status") for labels, values in evidence.values_by_subject(BLOCK_DEVICE).items()}
+    states = {
+        labels[0]: values.get("io_status") for labels, values in evidence.latest_values_by_subject(BLOCK_DEVICE).items()
+    }
     failed = {device: state for device, state in states.items() if state in ("failed", "nospace")}
     failed |= {alert["subject"]: "nospace" for alert in evidence.alerts_named("disk_full")}
     for alert in evidence.alerts_named("io_error_stop"):

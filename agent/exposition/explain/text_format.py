@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from agent.common.units import format_bytes
+from agent.common.durations_and_sizes import format_bytes
 
 _UNITS = (("s", 1.0, 100.0), ("min", 60.0, 7200.0), ("h", 3600.0, 172_800.0), ("days", 86400.0, float("inf")))
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agent.host.block_device import block_device_size_bytes
-from agent.host.device_activity import (
-    DeviceActivity,
-    describe_device_failure,
-    describe_device_stall,
-    read_device_activity,
+from agent.host.block_device_activity import (
+    BlockDeviceActivity,
+    describe_block_device_failure,
+    describe_block_device_stall,
+    read_block_device_activity,
 )
 from agent.host.pools.base import (
     ImageLocation,
@@ -61,20 +61,22 @@ class BlockDevicePoolSource:
 
     async def _read_pool(self, pool: Pool) -> PoolReading | PoolReadError:
         number = pool.key.partition(":")[2]
-        first = read_device_activity(number, self._sys)
-        if first is not None and (failure := describe_device_failure(first)):
+        first = read_block_device_activity(number, self._sys)
+        if first is not None and (failure := describe_block_device_failure(first)):
             return PoolReadError(f"{pool.path}: {failure}")
-        if first is not None and first.is_suspect and (stall := await self._watch_device(number, first)):
+        if first is not None and first.may_hang and (stall := await self._watch_device(number, first)):
             return PoolUnresponsiveError(f"{pool.path}: {stall}")
         size = block_device_size_bytes(pool.path, self._sys)
         return PoolReading(size) if size is not None else PoolReadError(f"{pool.path}: the agent cannot see the device")
 
-    async def _watch_device(self, number: str, first: DeviceActivity) -> str:
+    async def _watch_device(self, number: str, first: BlockDeviceActivity) -> str:
         """Watch a device until it completes a request or counts as hanging. Return why the device hangs, or an empty text."""
         end = asyncio.get_running_loop().time() + self._unresponsive_seconds
         while True:
             await asyncio.sleep(min(RECHECK_SECONDS, self._unresponsive_seconds))
-            activity = read_device_activity(number, self._sys)
-            stall = describe_device_stall(first, activity, self._unresponsive_seconds) if activity is not None else ""
+            activity = read_block_device_activity(number, self._sys)
+            stall = (
+                describe_block_device_stall(first, activity, self._unresponsive_seconds) if activity is not None else ""
+            )
             if not stall or asyncio.get_running_loop().time() >= end:
                 return stall

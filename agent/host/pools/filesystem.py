@@ -15,7 +15,7 @@ from agent.host.pools.base import (
     UnknownPool,
 )
 from agent.host.pools.filesystem_reader import FileSystemReader, FileSystemStats
-from agent.host.pools.image_location import read_mounts
+from agent.host.pools.image_location import read_mounts_of_process
 
 
 class FileSystemPoolSource:
@@ -25,7 +25,7 @@ class FileSystemPoolSource:
         self,
         reader: FileSystemReader,
         thin_pool_free: Callable[[str], int | None] = lambda _device: None,
-        own_mounts: Callable[[], Sequence[Mount]] = lambda: read_mounts("self"),
+        own_mounts: Callable[[], Sequence[Mount]] = lambda: read_mounts_of_process("self"),
     ) -> None:
         """Create a source.
 

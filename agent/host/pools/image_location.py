@@ -46,7 +46,7 @@ class _DirectoryLocation(NamedTuple):
     is_quota: bool = False
 
 
-def read_mounts(pid: int | str, root: Path = ROOT) -> tuple[Mount, ...]:
+def read_mounts_of_process(pid: int | str, root: Path = ROOT) -> tuple[Mount, ...]:
     """Return the mounts of a process; empty if its mountinfo cannot be read.
 
     Args:
@@ -128,7 +128,7 @@ class QemuAndAgentMounts(NamedTuple):
             pid: the process id of QEMU.
             root: the directory that contains /proc.
         """
-        return cls(pid, read_mounts(pid, root), read_mounts("self", root))
+        return cls(pid, read_mounts_of_process(pid, root), read_mounts_of_process("self", root))
 
 
 class ImageLocator:

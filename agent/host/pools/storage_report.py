@@ -79,7 +79,7 @@ class ReportedPool(_ReportModel):
     """Volumes and file systems in the pool."""
 
 
-class ReportedError(_ReportModel):
+class ReportedPoolKindError(_ReportModel):
     """The error of a command that lists the pools of one kind."""
 
     kind: Literal["lvm_thin", "zfs"]
@@ -99,7 +99,7 @@ class StorageReport(_ReportModel):
     """When the report was written, in seconds since the epoch."""
     pools: list[ReportedPool] = []
     """Pools that could be read."""
-    errors: list[ReportedError] = []
+    errors: list[ReportedPoolKindError] = []
     """One error for each kind of pool that could not be read. Pools of this kind may be missing."""
 
 
@@ -174,7 +174,7 @@ class StorageReportPoolSource:
         self.kind = kind
         self.error: StorageReportError | None = None
         self._file = file
-        self._reported_error: ReportedError | None = None
+        self._reported_error: ReportedPoolKindError | None = None
         self._read_at: float | None = None
         self._pools: dict[str, ReportedPool] = {}
         self._by_device: dict[str, tuple[ReportedPool, ReportedVolume]] = {}
@@ -204,10 +204,10 @@ class StorageReportPoolSource:
         if image.device:
             return self._by_device.get(image.device)
         if image.path.startswith("/dev/"):
-            return self._by_name.get(volume_name(image.path))
+            return self._by_name.get(volume_name_of_dev_path(image.path))
         return None
 
-    def find_file_system(self, source: str) -> tuple[ReportedPool, ReportedVolume] | None:
+    def find_by_mount_source(self, source: str) -> tuple[ReportedPool, ReportedVolume] | None:
         """Return a mounted file system and its pool; None if the report lacks the file system.
 
         Args:
@@ -268,7 +268,7 @@ def allocated_bytes_by_volume(volumes: Iterable[ReportedVolume]) -> dict[str, in
     return by_device | {volume.name: allocated for volume, allocated in known}
 
 
-def volume_name(path: str) -> str:
+def volume_name_of_dev_path(path: str) -> str:
     """Return the name of a volume by its path in /dev.
 
     `/dev/vg/lv` and `/dev/mapper/vg-lv` become `vg/lv`. `/dev/zvol/tank/disk0` becomes `tank/disk0`.

@@ -17,7 +17,7 @@ class ZfsPoolSource(StorageReportPoolSource):
     def find_pool(self, image: ImageLocation) -> Pool | UnknownPool | None:
         """Return the ZFS pool of an image; None if the image is not on ZFS, or if the pool does not limit the image."""
         if image.mount is not None and image.mount.type == "zfs":
-            match = self.find_file_system(image.mount.source)
+            match = self.find_by_mount_source(image.mount.source)
             return self.make_pool(match[0]) if match is not None and not match[1].quota else None
         match = self.find_volume(image)
         if match is not None:

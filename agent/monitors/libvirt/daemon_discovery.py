@@ -87,8 +87,8 @@ class _DaemonListener:
         self._daemon.has_status, self._daemon.error, self._daemon.limitation = True, error, limitation
         self._daemons.report_status(self._listener)
 
-    def on_incoming_connection_refused(self, address: str, reason: str) -> None:
-        self._listener.on_incoming_connection_refused(address, reason)
+    def on_agent_refused_incoming_connection(self, address: str, reason: str) -> None:
+        self._listener.on_agent_refused_incoming_connection(address, reason)
 
 
 class LibvirtDaemonDiscoverer:

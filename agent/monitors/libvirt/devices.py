@@ -73,14 +73,14 @@ class Disk:
         target: libvirt's name of the disk, such as vda.
         read_only: whether the guest cannot write to the disk.
         layers: the images of the disk's backing chain; the guest writes to the first image.
-        chain_complete: whether `layers` has all images of the backing chain.
+        is_chain_complete: whether `layers` has all images of the backing chain.
     """
 
     alias: str
     target: str
     read_only: bool
     layers: tuple[ImageLayer, ...]
-    chain_complete: bool
+    is_chain_complete: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class DomainDevices:
     memory_devices: int = 0
     guest_agent: tuple[str, bool] | None = None
 
-    def threshold_target(self, node: str) -> str | None:
+    def libvirt_disk_name_of_node(self, node: str) -> str | None:
         """Return the name by which libvirt sets the write threshold of a storage node, such as `vda[1]`; None if no disk has the node."""
         for disk in self.disks.values():
             for layer in disk.layers:

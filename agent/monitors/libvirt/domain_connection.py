@@ -54,7 +54,7 @@ class DomainConnection:
         self.greeting: Greeting | None = Greeting(UNKNOWN_VERSION, "", oob=False)
         self.ended_future: asyncio.Future[QmpError] = asyncio.get_running_loop().create_future()
         self.peer_pid = pid
-        self.skipped_messages = SkippedQmpMessages()  # libvirt reads QEMU's messages
+        self.skipped_invalid_message_counts = SkippedQmpMessages()  # libvirt reads QEMU's messages
         self.on_event = on_event
         self._daemon = daemon
         self._uuid = uuid
@@ -145,7 +145,7 @@ class DomainConnection:
         """End the connection now."""
         self.end(NotConnectedError("closed by the agent"))
 
-    def preempt(self) -> None:
+    def close_for_preferred_monitor(self) -> None:
         """End the connection now, because a monitor of better priority leads to the same VM."""
         self.end(PreemptedError("a preferred monitor of this VM is available"))
 

@@ -163,7 +163,7 @@ class TranslatingExecutor:
             return NO_DEVICES, None
         devices = self._devices
         refresh = any(command.name in qmp_translation.DEVICE_REFRESH_COMMANDS for command in commands)
-        if devices is not None and not refresh and qmp_translation.is_every_image_known(stats, devices):
+        if devices is not None and not refresh and qmp_translation.is_every_stats_image_known(stats, devices):
             return devices, None
         self._devices = None
         try:
@@ -192,7 +192,7 @@ class TranslatingExecutor:
         """Set the threshold of a storage node. Refuse if libvirt does not report the node's current threshold."""
         if (error := data.stats_error or data.devices_error) is not None:
             return error
-        target = data.devices.threshold_target(node)
+        target = data.devices.libvirt_disk_name_of_node(node)
         if target is None:
             return CommandError("GenericError", f"libvirt has no image for the node {node}")
         if not qmp_translation.is_write_threshold_reported(node, data):

@@ -15,7 +15,7 @@ from agent.qga import commands
 from agent.qga.errors import (
     GuestAgentCommandError,
     GuestAgentError,
-    GuestChannelDeniedError,
+    GuestChannelAccessDeniedError,
     GuestChannelError,
     GuestTimeoutError,
     UnreadableGuestReplyError,
@@ -215,7 +215,7 @@ def _to_guest_error(error: QmpError) -> GuestAgentError:
         case UnreadableReplyError():
             return UnreadableGuestReplyError(str(error))
         case ConnectPermissionError():
-            return GuestChannelDeniedError(str(error))
+            return GuestChannelAccessDeniedError(str(error))
     return GuestChannelError(str(error))
 
 
@@ -223,8 +223,8 @@ def open_guest_channel(daemon: ConnectedLibvirtd, uuid: str, call_slots: asyncio
     """Return a channel to a domain's guest agent.
 
     Raises:
-        GuestChannelDeniedError: the connection to libvirtd is read-only.
+        GuestChannelAccessDeniedError: the connection to libvirtd is read-only.
     """
     if daemon.read_only:
-        raise GuestChannelDeniedError("libvirt queries guest agents only over a connection that is not read-only")
+        raise GuestChannelAccessDeniedError("libvirt queries guest agents only over a connection that is not read-only")
     return LibvirtGuestChannel(daemon, uuid, call_slots)

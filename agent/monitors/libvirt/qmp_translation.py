@@ -150,7 +150,7 @@ def has_block_stats(stats: Stats) -> bool:
     return not images or any("rd.reqs" in image for image in images)
 
 
-def is_every_image_known(stats: Stats, devices: DomainDevices) -> bool:
+def is_every_stats_image_known(stats: Stats, devices: DomainDevices) -> bool:
     """Return whether `devices` contains every image in the statistics.
 
     An image is missing after a snapshot, the pivot of a mirror job or a hotplug, until the XML is read again.
@@ -204,7 +204,7 @@ def query_named_block_nodes_result(stats: Stats, devices: DomainDevices, sizes: 
             }
             # libvirt does not report whether a backing image or a storage node is read-only.
             format_node |= {"ro": disk.read_only} if depth == 0 else {}
-            format_node |= {"backing_file_depth": len(disk.layers) - depth - 1} if disk.chain_complete else {}
+            format_node |= {"backing_file_depth": len(disk.layers) - depth - 1} if disk.is_chain_complete else {}
             storage_node = {
                 "file": layer.path,
                 "node-name": layer.storage_node,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agent.cli.demo.images import MissingDependencyError
-from agent.delivery.sinks.kafka.message import ContentMode, FilterAttribute, build_message_encoder
+from agent.delivery.sinks.kafka.message import ContentMode, HeaderAttribute, build_message_encoder
 from agent.model.record import EncodedRecord, Record, RecordEncoder, Vm
 from tests.lab.cloudevents_sdks import READERS, Event
 from tests.unit.model.test_record import HOSTILE
@@ -52,7 +52,7 @@ def normalized(event: Event) -> dict[str, Any]:
 def test_an_official_sdk_reads_a_record_of_each_type(language: str, mode: ContentMode) -> None:
     records = records_of_each_type()
     try:
-        events = READERS[language](mode, list(map(build_message_encoder(mode, FilterAttribute), records)))
+        events = READERS[language](mode, list(map(build_message_encoder(mode, HeaderAttribute), records)))
     except MissingDependencyError as error:
         pytest.skip(str(error))
     assert len(events) == len(records) > 80

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from agent.common.client_tls import ClientTlsConfig
-from agent.common.config_types import expand_secret_path
+from agent.common.config_types import expand_credentials_directory
 from agent.delivery.sinks.kafka.config import KafkaConfig
 from agent.delivery.sinks.kafka.sasl_config import SaslConfig
 from tests.lab.kafka import KafkaCluster
@@ -260,6 +260,6 @@ async def test_tls_to_a_plain_text_listener_is_reported(listeners: Listeners) ->
 def test_an_unset_credentials_directory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     with pytest.raises(OSError, match="LoadCredential="):
-        expand_secret_path("${CREDENTIALS_DIRECTORY}/kafka")
+        expand_credentials_directory("${CREDENTIALS_DIRECTORY}/kafka")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/x")
-    assert expand_secret_path("${CREDENTIALS_DIRECTORY}/kafka") == Path("/run/credentials/x/kafka")
+    assert expand_credentials_directory("${CREDENTIALS_DIRECTORY}/kafka") == Path("/run/credentials/x/kafka")

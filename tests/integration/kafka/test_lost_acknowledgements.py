@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from agent.consumer.state_reader import StateReader
 from agent.delivery.sinks.kafka.config import KafkaTopicsConfig
 from agent.model.record import EncodedRecord, Record, RecordEncoder
-from agent.model.state_records import StateRecordSource
+from agent.model.state_topic_records import StateRecordEntity
 from tests.lab.kafka import KafkaCluster
 from tests.lab.kafka_sink import kafka_config, open_sink, read_topic
 from tests.lab.lossy_proxy import LossyProxy
@@ -69,7 +69,7 @@ def states() -> list[EncodedRecord]:
     """Return the writes of a turn: states of VMs, and the tombstone of the last VM."""
     encode = RecordEncoder(START_NS)
     entities = [
-        StateRecordSource("hv0", f"vm-{number}", f"name-{number}", path=f"vms/vm-{number}") for number in range(VMS)
+        StateRecordEntity("hv0", f"vm-{number}", f"name-{number}", path=f"vms/vm-{number}") for number in range(VMS)
     ]
     records = [encode(Record("qemu.state.vm", vm, {"number": number}, START_NS)) for number, vm in enumerate(entities)]
     gone = entities[-1]

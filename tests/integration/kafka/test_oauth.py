@@ -17,7 +17,7 @@ from agent.common.client_tls import ClientTlsConfig
 from agent.delivery.sinks.kafka.config import KafkaConfig
 from agent.delivery.sinks.kafka.oauth_config import OauthConfig
 from agent.delivery.sinks.kafka.sasl_config import SaslConfig
-from agent.delivery.sinks.kafka.tokens import OidcTokenProvider, TokenError, parse_token
+from agent.delivery.sinks.kafka.tokens import OidcTokenProvider, TokenError, parse_token_response
 from tests.lab.kafka import KafkaCluster
 from tests.lab.kafka_security import Certificates, Security
 from tests.lab.kafka_sink import ids, kafka_config, no_leaks, open_error, open_sink, read_topic, single_topic
@@ -224,13 +224,13 @@ async def test_a_client_certificate_authenticates_the_agent_without_a_secret(fol
 )
 def test_a_response_without_a_token_is_an_error(status: int, body: bytes, error: str) -> None:
     with pytest.raises(ValueError, match=error):
-        parse_token(status, body, 0.0)
+        parse_token_response(status, body, 0.0)
 
 
 def test_a_token_without_a_known_lifetime_is_used_once() -> None:
     for lifetime in ("", ', "expires_in": true', ', "expires_in": "soon"'):
-        assert not parse_token(200, b'{"access_token": "t"' + lifetime.encode() + b"}", 0.0).is_fresh(0.0)
-    assert parse_token(200, b'{"access_token": "t", "expires_in": "10"}', 0.0).is_fresh(7.9)
+        assert not parse_token_response(200, b'{"access_token": "t"' + lifetime.encode() + b"}", 0.0).is_fresh(0.0)
+    assert parse_token_response(200, b'{"access_token": "t", "expires_in": "10"}', 0.0).is_fresh(7.9)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from agent.consumer.record_orderer import Gap, OrderSettings
 from agent.consumer.stream_record import StreamRecord
 from agent.delivery.journal.database import connect_readonly
 from agent.delivery.journal.journal import JOURNAL_FILE
-from agent.delivery.journal.statements import read_entries
+from agent.delivery.journal.statements import read_persistent_entries
 from tests.bench.monitors import Monitors
 from tests.lab.agent_process import AgentProcess
 from tests.lab.kafka import KafkaCluster
@@ -30,7 +30,7 @@ EVENTS: Final = 50
 def has_entries(journal: Path, topic: str, records: Iterable[StreamRecord]) -> bool:
     """Return whether the journal has stored that these records are in the topic."""
     with contextlib.closing(connect_readonly(journal / JOURNAL_FILE)) as database:
-        entries = read_entries(database)
+        entries = read_persistent_entries(database)
     return all(
         entries.get(f"{SEQUENCE_ENTRY_PREFIX}{topic}{record.source}", "") >= record.sequence for record in records
     )

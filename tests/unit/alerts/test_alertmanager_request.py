@@ -135,10 +135,10 @@ def test_agent_lost_of_earlier_runs_only_is_resolved_at_the_start() -> None:
     earlier: dict[str, Any] = {"labels": {"alertname": "agent_lost", "host": "hv7", "run": "2020-01-01T00:00:00Z"}}
     earlier["startsAt"] = "2020-01-01T00:00:00Z"
     other = {"labels": {"alertname": "disk_full", "host": "hv7"}}
-    (ended,) = requests.resolve_alerts_of_earlier_runs([own, earlier, other, "garbage", {"labels": 5}], NOW)
+    (ended,) = requests.compose_agent_lost_resolution([own, earlier, other, "garbage", {"labels": 5}], NOW)
     assert ended["labels"] == earlier["labels"]
     assert (ended["startsAt"], parse_time(ended["endsAt"])) == (earlier["startsAt"], NOW)
-    assert requests.resolve_alerts_of_earlier_runs("garbage", NOW) == []
+    assert requests.compose_agent_lost_resolution("garbage", NOW) == []
 
 
 def test_the_filter_for_earlier_runs_quotes_the_host() -> None:

@@ -4,14 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.alerts.disk_levels import MAX_SIZE_BYTES, levels_to_bytes, parse_disk_level
+from agent.alerts.disk_levels import MAX_SIZE_BYTES, levels_as_used_bytes, parse_disk_level
 
 GIB = 1 << 30
 
 
 def resolved(*levels: str, limit: int = 100 * GIB) -> list[tuple[str, int]]:
     return [
-        (level.text, level.bytes) for level in levels_to_bytes([parse_disk_level(level) for level in levels], limit)
+        (level.text, level.bytes)
+        for level in levels_as_used_bytes([parse_disk_level(level) for level in levels], limit)
     ]
 
 
@@ -78,6 +79,6 @@ levels = st.sampled_from(["1%", "50%", "80%", "95%", "used 10", "used 1GiB", "fr
 
 @given(st.lists(levels, max_size=6), st.integers(0, MAX_SIZE_BYTES * 2))
 def test_levels_lie_within_the_disk_and_within_qemus_range(configured: list, limit: int) -> None:  # type: ignore[type-arg]
-    sizes = [level.bytes for level in levels_to_bytes(configured, limit)]
+    sizes = [level.bytes for level in levels_as_used_bytes(configured, limit)]
     assert sizes == sorted(set(sizes))
     assert all(0 < size < min(limit, MAX_SIZE_BYTES) for size in sizes)

@@ -12,7 +12,7 @@ from agent.alerts.failure_rules import FAILURE_EVENT_RULES
 from agent.alerts.persistence import VM_ENTRY_PREFIX
 from agent.alerts.store import Alert, AlertStore
 from agent.model.record import Record, RecordEncoder, Severity, Vm
-from agent.qmp.commands import AllowList, Command, OptInChange
+from agent.qmp.commands import AllowList, Command, OptInQemuChange
 from tests.lab.record_validation import parse_cloudevent, schema_violations
 from tests.lab.thin_disks import GIB, HOST, VM, Disk, alert_manager, policy, threshold_record
 
@@ -47,7 +47,7 @@ def execute_commands(manager: AlertEngine, disk: Disk, vm: Vm = VM) -> list[Comm
     """Execute the pending commands on the disk; return them."""
     commands = manager.threshold_commands.pop_pending_commands(vm)
     for device, command in commands:
-        assert AllowList([OptInChange.WRITE_THRESHOLD]).encode(command)
+        assert AllowList([OptInQemuChange.WRITE_THRESHOLD]).encode(command)
         assert command.arguments is not None
         disk.slot = command.arguments["write-threshold"]
         manager.threshold_commands.on_command_done(vm, device, done=True)

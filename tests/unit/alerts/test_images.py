@@ -3,7 +3,7 @@
 import pytest
 
 from agent.alerts.disk_threshold_types import ThresholdMode
-from agent.alerts.highest_writes import MAX_IMAGES, HighestWriteStore, ImageKey
+from agent.alerts.highest_write_offsets import MAX_IMAGES, HighestWriteStore, ImageKey
 from tests.lab.alert_scenario import AlertScenario
 from tests.lab.thin_disks import GIB, VM, Disk
 

@@ -53,7 +53,7 @@ class StalledHost:
         return changes(self.pools.on_unresponsive(self.pool(pool), int(at * SECOND)))
 
     def answer(self, pool: Pool, at: float) -> list[PoolChange]:
-        return changes(self.pools.on_responsive(self.pool(pool), int(at * SECOND)))
+        return changes(self.pools.on_pool_answered(self.pool(pool), int(at * SECOND)))
 
     def poll(self, at: float, *disks: str, seconds: float = 60.0) -> list[Change]:
         """Poll the VM, some of whose disks have completed no request for a minute."""

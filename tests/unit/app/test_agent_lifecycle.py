@@ -172,7 +172,7 @@ async def test_an_agent_that_fails_does_not_report_that_it_stops(
         raise RuntimeError("a bug")
 
     agent = Agent(config, sink := ListSink())
-    monkeypatch.setattr(agent.lifecycle, "run", fail)
+    monkeypatch.setattr(agent.lifecycle, "publish_heartbeats", fail)
     async with agent.run_in_background():
         await asyncio.wait({agent.watch_task}, timeout=DEADLINE_SECONDS)
     assert [record["type"] for record in life_of(sink)] == ["qemu.agent.started"]

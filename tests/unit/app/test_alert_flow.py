@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agent.app.agent import Agent
-from agent.collectors.disk_names import stable_name
+from agent.collectors.disk_names import stable_disk_name
 from agent.config.model import Config
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.thin_guests import ListSink
@@ -74,7 +74,7 @@ async def test_an_event_that_names_a_node_has_the_disk_as_its_subject(fake: Fake
         fake.emit("BLOCK_WRITE_THRESHOLD", {"node-name": "unknown-node"} | threshold)
         await until(lambda: len(block_events(sink)) == 3, 60)
         subjects = [(record["subject"], record["data"]["qemu"]["node-name"]) for record in block_events(sink)]
-        name = stable_name(disk)
+        name = stable_disk_name(disk)
         assert subjects == [(name, storage), (name, top), ("unknown-node", "unknown-node")]
 
 

@@ -3,11 +3,11 @@
 from typing import Any
 
 from agent.app.entity_state_table import EntityState, EntityStateTable
-from agent.model.state_records import StateRecordSource
+from agent.model.state_topic_records import StateRecordEntity
 
 
 def state(path: str, value: int) -> EntityState:
-    return EntityState(StateRecordSource("hv7", "", "", path=path), "qemu.state.vm", {"value": value})
+    return EntityState(StateRecordEntity("hv7", "", "", path=path), "qemu.state.vm", {"value": value})
 
 
 def values(changes: dict[str, EntityState | None]) -> dict[str, Any]:

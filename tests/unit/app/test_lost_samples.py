@@ -95,7 +95,7 @@ async def test_new_series_limits_apply_to_unchanged_usages(fake: FakeQemu) -> No
 async def test_the_usage_of_files_ends_while_their_layers_are_unknown(fake: FakeQemu) -> None:
     async with running_agent(fake, resync="1h") as agent:
         (vm, view), *_ = agent.snapshot.one_view_per_uuid()
-        await until(lambda: agent.snapshot.has_samples(vm, BLOCK_LAYER), 60)
+        await until(lambda: agent.snapshot.vm_has_samples_of_family(vm, BLOCK_LAYER), 60)
         layers = [Sample(BLOCK_LAYER, *item) for item in view.polls[BLOCK_LAYER.name].current.items()]
         agent.observer.on_poll_failed(vm, (BLOCK_LAYER,), 1)
 
@@ -103,8 +103,8 @@ async def test_the_usage_of_files_ends_while_their_layers_are_unknown(fake: Fake
             return [values for values in usages(view) if values["measure"] == "allocated"]
 
         await until(lambda: not usages_of_files(), 60)  # from the next poll of the counters on
-        assert agent.snapshot.has_samples(vm, BLOCK)
-        assert agent.snapshot.has_samples(vm, RUNSTATE)
+        assert agent.snapshot.vm_has_samples_of_family(vm, BLOCK)
+        assert agent.snapshot.vm_has_samples_of_family(vm, RUNSTATE)
         agent.observer.on_samples(vm, (BLOCK_LAYER,), layers, time.time_ns())
         await until(usages_of_files, 60)  # the same layers are known again
 

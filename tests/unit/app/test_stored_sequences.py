@@ -66,7 +66,7 @@ async def running(folder: Path, topics: KafkaTopicsConfig = TOPICS) -> AsyncIter
     async with run.publisher.delivery.run_in_background(DEADLINE_SECONDS):
         run.publisher.continue_after_last_run()
         yield run
-        run.publisher.store_sequences()
+        run.publisher.store_sample_sequences()
 
 
 @contextlib.asynccontextmanager

@@ -92,7 +92,7 @@ def test_an_existing_file_is_not_replaced(tmp_path: Path) -> None:
 
 def test_a_full_file_accepts_no_smaller_message(tmp_path: Path) -> None:
     writer = written(tmp_path / "f", 200)
-    assert writer.full
+    assert writer.is_full
     assert writer.message_count == len(read_capture(tmp_path / "f")) < 3
     assert (tmp_path / "f").stat().st_size <= 200
 
@@ -171,19 +171,19 @@ CAPTURE = Capture(
 def test_a_command_gets_the_latest_recorded_reply(
     request_: dict[str, Any], at: float, reply: dict[str, Any], seconds: float
 ) -> None:
-    exchange = CAPTURE.find_exchange(request_, at)
+    exchange = CAPTURE.find_reply(request_, at)
     assert exchange is not None
     assert exchange.reply == reply
     assert exchange.replied_at - exchange.sent_at == pytest.approx(seconds)
 
 
 def test_a_command_that_was_not_recorded_has_no_reply() -> None:
-    assert CAPTURE.find_exchange({"execute": "query-status", "arguments": {"x": 1}}, 5.0) is None
+    assert CAPTURE.find_reply({"execute": "query-status", "arguments": {"x": 1}}, 5.0) is None
 
 
 def test_a_recording_has_its_events_and_its_end() -> None:
     assert [line.seconds for line in CAPTURE.events] == [1.1]
-    assert (CAPTURE.duration, CAPTURE.closed_by_qemu) == (11.0, True)
+    assert (CAPTURE.duration_seconds, CAPTURE.closed_by_qemu) == (11.0, True)
 
 
 def test_a_failed_write_is_reported(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ async def test_the_replies_after_an_unreadable_one_belong_to_their_commands(tmp_
         await serving
     file.close()
     capture = Capture(read_capture(tmp_path / "f"))
-    exchanges = [capture.find_exchange({"execute": name}, 1e9) for name in ("query-a", "query-b")]
+    exchanges = [capture.find_reply({"execute": name}, 1e9) for name in ("query-a", "query-b")]
     assert ["error" in exchange.reply for exchange in exchanges if exchange] == [True, False]
     assert exchanges[1] is not None
     assert exchanges[1].reply == {"return": {"b": 1}}

@@ -10,7 +10,7 @@ from agent.cli.doctor.model import ImageReport, VmReport, VmWatchState
 from agent.cli.doctor.rendering import render_reports
 from agent.cli.doctor.storage import MIN_BYTES, add_image_reports, find_open_images
 from agent.host.mounts import find_mount
-from agent.host.pools.image_location import read_mounts
+from agent.host.pools.image_location import read_mounts_of_process
 from agent.host.socket_permissions import User
 
 PROC = Path("/proc")
@@ -53,7 +53,7 @@ def test_a_process_whose_files_are_hidden_has_no_images() -> None:
 
 
 def test_an_image_has_its_file_system(image: Path) -> None:
-    mount = find_mount(read_mounts("self"), str(image))
+    mount = find_mount(read_mounts_of_process("self"), str(image))
     assert mount is not None
     assert images(User("", os.geteuid(), frozenset()), image) == [
         ImageReport(str(image), f"{mount.type} {mount.mount_point}")

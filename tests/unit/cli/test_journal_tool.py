@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.cli.journal import JournalToolError, describe_journal, export_records, quarantined_files, requeue_records
+from agent.cli.journal import (
+    JournalToolError,
+    describe_journal,
+    journal_records_as_json_lines,
+    quarantined_files,
+    requeue_undelivered_records,
+)
 from agent.delivery.journal.journal import JOURNAL_FILE
 from tests.lab.scripted_sink import RecordSource, ScriptedSink, eventually, is_journaled, make_pipeline, running
 
@@ -28,7 +34,9 @@ async def leave_records(folder: Path, source: RecordSource, waiting: int, reject
 
 
 def exported_ids(folder: Path, *, file: str | None = None, dead_letters: bool = False) -> list[str]:
-    return [json.loads(line)["id"] for line in export_records(folder, file=file, dead_letters=dead_letters)]
+    return [
+        json.loads(line)["id"] for line in journal_records_as_json_lines(folder, file=file, dead_letters=dead_letters)
+    ]
 
 
 async def test_the_summary_counts_waiting_records_and_dead_letters_by_type(folder: Path) -> None:
@@ -52,7 +60,7 @@ async def test_an_export_has_the_waiting_records_or_the_dead_letters(folder: Pat
 async def test_requeued_dead_letters_are_delivered_by_the_next_run(folder: Path) -> None:
     source = RecordSource()
     dead_letters = await leave_records(folder, source, waiting=4, rejected=3)
-    assert requeue_records(folder, file=None) == 3
+    assert requeue_undelivered_records(folder, file=None) == 3
     assert exported_ids(folder, dead_letters=True) == []
     sink = ScriptedSink()
     async with running(make_pipeline(sink, folder)):
@@ -70,7 +78,7 @@ async def test_the_readable_records_of_a_damaged_file_are_exported_and_requeued(
     (folder / JOURNAL_FILE).rename(folder / f"{JOURNAL_FILE}.damaged-1")
     (quarantined,) = quarantined_files(folder)
     assert exported_ids(folder, file=quarantined.name) == source.ids
-    assert requeue_records(folder, file=quarantined.name) == 50
+    assert requeue_undelivered_records(folder, file=quarantined.name) == 50
     sink = ScriptedSink()
     async with running(make_pipeline(sink, folder)):
         await sink.until(lambda: len(sink.ids) == 50)
@@ -81,7 +89,7 @@ async def test_a_requeue_is_refused_while_an_agent_uses_the_journal(folder: Path
     async with running(make_pipeline(ScriptedSink(), folder)) as pipeline:
         await eventually(lambda: pipeline.unready_reasons() == [])
         with pytest.raises(JournalToolError, match="stop the agent first"):
-            requeue_records(folder, file=None)
+            requeue_undelivered_records(folder, file=None)
 
 
 async def test_a_missing_journal_and_an_unknown_file_are_named(folder: Path) -> None:
@@ -89,4 +97,4 @@ async def test_a_missing_journal_and_an_unknown_file_are_named(folder: Path) -> 
         list(describe_journal(folder))
     for file in ("other.db", "../secret"):
         with pytest.raises(JournalToolError, match=r"is not a quarantined file in .*; quarantined files: none"):
-            list(export_records(folder, file=file, dead_letters=False))
+            list(journal_records_as_json_lines(folder, file=file, dead_letters=False))

@@ -9,7 +9,7 @@ from agent import collectors
 from agent.collectors import ALL_COLLECTORS, Collector, PollIntervals, VmFacts
 from agent.collectors.base import VirtioDisk
 from agent.collectors.guest import GUEST_COLLECTORS
-from agent.host.types import LinuxTask, VmHostInterface
+from agent.host.types import ProcessOrThread, VmHostInterface
 from agent.model.metrics import FAMILIES
 from agent.model.metrics.block import BLOCK_SPACE
 from agent.model.metrics.block_stall import BLOCK_STALL
@@ -54,7 +54,7 @@ def test_only_disks_are_polled_from_qemu_at_an_interval() -> None:
 def test_host_collectors_read_files_at_each_poll_and_send_no_command() -> None:
     host_only = [c for c in ALL_COLLECTORS if c.reads_only_host_files]
     assert [c.name for c in host_only] == ["vcpu", "iothread", "process", "cgroup", "net"]
-    task, same_netns, far = LinuxTask(5), VmHostInterface("tap0"), VmHostInterface("tap1", same_netns=False)
+    task, same_netns, far = ProcessOrThread(5), VmHostInterface("tap0"), VmHostInterface("tap1", same_netns=False)
     facts = VmFacts("/b", 5, process=task, vcpus=(task,), iothreads=(task,), cgroup="/c", interfaces=(same_netns, far))
     assert all(
         c.files(facts) and not c.commands(facts) and c.next_poll_delay((), facts, INTERVALS) == 10 for c in host_only

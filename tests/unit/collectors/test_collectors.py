@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.collectors import ALL_COLLECTORS, PollIntervals, VmFacts
-from agent.collectors.block import count_images_listed_without_flat
-from agent.collectors.disk_names import stable_name
-from agent.host.types import KernelFilesReply, LinuxTask, VmHostInterface
+from agent.collectors.block import predict_images_listed_without_flat
+from agent.collectors.disk_names import stable_disk_name
+from agent.host.types import KernelFileContents, ProcessOrThread, VmHostInterface
 from agent.model.family import FieldKind, Sample
 from agent.model.metrics.memory import BALLOON
 from agent.model.record import Record, RecordEncoder, Vm
-from agent.qmp.errors import CommandError, QmpError, UnexpectedReplyError
+from agent.qmp.errors import CommandError, QmpError, UnexpectedReplyTypeError
 from tests.lab import golden_files
 from tests.lab.fixtures import StartGuest
 
@@ -30,7 +30,7 @@ def decode_subject(encoded: Any) -> Any:
     """Return the subject of a file request from its JSON form in a golden file."""
     match encoded:
         case {"task": number, "name": name, "values": values}:
-            return LinuxTask(number, name, values)
+            return ProcessOrThread(number, name, values)
         case {"interface": name, "values": values, "swapped": directions_swapped, "near": same_netns}:
             return VmHostInterface(name, values, directions_swapped, same_netns)
         case list():
@@ -58,7 +58,7 @@ def decode_results(replies: list[dict[str, Any]]) -> list[Any]:
     ]
 
 
-def decode_files(name: str, replies: list[dict[str, Any]]) -> list[KernelFilesReply]:
+def decode_files(name: str, replies: list[dict[str, Any]]) -> list[KernelFileContents]:
     """Return the replies to the collector's requests for files, given the content of each file in a golden file."""
     subjects = [decode_subject(reply["of"]) for reply in replies]
     distinct = [each for at, each in enumerate(subjects) if each not in subjects[:at]]
@@ -76,7 +76,7 @@ def decode_files(name: str, replies: list[dict[str, Any]]) -> list[KernelFilesRe
         return None if text is None else text.encode()
 
     decoded = [
-        KernelFilesReply(request, [content(request.directory, file) for file in request.names])
+        KernelFileContents(request, [content(request.directory, file) for file in request.names])
         for request in BY_NAME[name].files(facts)
     ]
     assert not texts, "the collector requests each file of the golden file"
@@ -118,9 +118,9 @@ def test_samples_of_several_vms_share_short_texts_in_memory() -> None:
 @pytest.mark.parametrize("name", ["block", "nodes", "drives", "jobs", "migration", "runstate"])
 @pytest.mark.parametrize("wrong", [None, 5, 1.5, "x", True])
 def test_a_reply_of_a_wrong_type_is_an_error(name: str, wrong: Any) -> None:
-    with pytest.raises(UnexpectedReplyError, match="expected"):
+    with pytest.raises(UnexpectedReplyTypeError, match="expected"):
         collect(name, wrong)
-    with pytest.raises(UnexpectedReplyError, match="expected"):
+    with pytest.raises(UnexpectedReplyTypeError, match="expected"):
         collect("nodes", [], wrong)
 
 
@@ -262,7 +262,7 @@ def test_an_endless_backing_chain_results_in_a_bounded_number_of_samples() -> No
     ],
 )
 def test_a_disks_stable_name_is_device_id_then_backend_then_node(disk: dict[str, Any], name: str) -> None:
-    assert stable_name(disk) == name
+    assert stable_disk_name(disk) == name
 
 
 def test_a_disks_topology_changes_with_its_nodes_only() -> None:
@@ -290,10 +290,10 @@ def test_a_long_chain_is_not_listed_without_flat() -> None:
         chain = disk
         for _ in range(215 - layers):
             chain = chain["backing"]
-        assert count_images_listed_without_flat([chain]) == images
+        assert predict_images_listed_without_flat([chain]) == images
         commands = BY_NAME["nodes"].commands(VmFacts(version=(4, 2), images_listed_without_flat=images))
         assert len(commands) == (2 if layers == 3 else 1)
-    with pytest.raises(UnexpectedReplyError, match="backing chains are too long"):
+    with pytest.raises(UnexpectedReplyTypeError, match="backing chains are too long"):
         list(BY_NAME["nodes"].collect([[disk]]))
 
 

@@ -92,7 +92,7 @@ def test_samples_lead_to_the_same_disks_as_the_replies(version: str) -> None:
         *BY_NAME["drives"].collect([replies["block"]]),
     ]
     rebuilt = DiskNames.from_samples(samples)
-    assert rebuilt.unique_names_by_disk() == graph.unique_names_by_disk()
+    assert rebuilt.unshared_names_by_disk() == graph.unshared_names_by_disk()
     assert {s.subject for s in samples if s.family is BLOCK_NAMES} == {s.subject for s in samples if s.family is BLOCK}
 
 
@@ -135,7 +135,7 @@ def test_a_name_that_two_disks_share_identifies_neither() -> None:
     graph = DiskNames.from_replies(stats, nodes)
     assert graph.find_disk("base") is graph.find_disk("#block1") is None
     assert graph.find_disk("base", "b-top") == "b"
-    assert graph.unique_names_by_disk() == {"a": ["a-top"], "b": ["b-top"]}
+    assert graph.unshared_names_by_disk() == {"a": ["a-top"], "b": ["b-top"]}
 
 
 def test_a_filter_on_a_filter_leads_to_the_disk_below_both() -> None:
@@ -214,8 +214,8 @@ json = st.recursive(
 @given(json, json, json)
 def test_any_reply_results_in_a_graph(stats: Any, nodes: Any, block: Any) -> None:
     graph = DiskNames.from_replies(stats, nodes, block)
-    for device, names in graph.unique_names_by_disk().items():
+    for device, names in graph.unshared_names_by_disk().items():
         assert all(graph.find_disk(name) == device for name in names)
     assert DiskNames.from_samples(
-        [Sample(BLOCK_NAMES, (d,), {"names": n}) for d, n in graph.unique_names_by_disk().items()]
+        [Sample(BLOCK_NAMES, (d,), {"names": n}) for d, n in graph.unshared_names_by_disk().items()]
     )

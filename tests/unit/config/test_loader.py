@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from agent import monitors
 from agent.config.errors import ConfigError
 from agent.config.loader import load_config, section_models_in, validate_yaml
-from agent.config.model import AllowedChangesConfig, Config
+from agent.config.model import AllowedQemuChangesConfig, Config
 from agent.delivery.sinks.base_config import SinkConfig
 from agent.monitors import DialConfig, DiscovererConfig
 from tests.lab import golden_files
@@ -136,13 +136,13 @@ LATENCY_ERROR = "should be true, false, or a list of up to 32 ascending duration
 @pytest.mark.parametrize("value", [5, "perhaps", {}, [0], ["0.5us"], ["61m"], ["1ms", "1ms"], ["2ms", "1ms"], [1] * 33])
 def test_invalid_boundaries_of_latency_histograms_are_refused(value: Any) -> None:
     with pytest.raises(ValidationError, match=LATENCY_ERROR):
-        AllowedChangesConfig.model_validate({"latency_histograms": value})
+        AllowedQemuChangesConfig.model_validate({"latency_histograms": value})
 
 
 def test_latency_histograms_are_off_unless_enabled_and_have_default_boundaries() -> None:
-    assert AllowedChangesConfig().latency_histograms == ()
-    assert AllowedChangesConfig.model_validate({"latency_histograms": False}).latency_histograms == ()
-    boundaries = AllowedChangesConfig.model_validate({"latency_histograms": True}).latency_histograms
+    assert AllowedQemuChangesConfig().latency_histograms == ()
+    assert AllowedQemuChangesConfig.model_validate({"latency_histograms": False}).latency_histograms == ()
+    boundaries = AllowedQemuChangesConfig.model_validate({"latency_histograms": True}).latency_histograms
     assert (boundaries[0], boundaries[-1], len(boundaries)) == (100_000, 10_000_000_000, 16)
     assert all(lower < upper <= 2.5 * lower for lower, upper in pairwise(boundaries))
 

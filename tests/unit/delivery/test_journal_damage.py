@@ -45,7 +45,7 @@ async def leave_undelivered(folder: Path, source: RecordSource, count: int, *, m
     async with running(make_pipeline(ScriptedSink(up=False), folder, memory=memory)) as pipeline:
         for record in source.take(count):
             pipeline.put(record)
-        await eventually(lambda: pipeline.supervisor.failing)
+        await eventually(lambda: pipeline.supervisor.is_failing)
 
 
 async def check_works_from_memory(folder: Path, *words: str, repair: Callable[[], object]) -> None:

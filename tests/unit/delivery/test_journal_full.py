@@ -105,7 +105,7 @@ async def test_a_start_on_a_full_disk_loses_no_journaled_record(small_disk: Path
     async with running(make_pipeline(ScriptedSink(up=False), small_disk)) as pipeline:
         for record in source.take(50):
             pipeline.put(record)
-        await eventually(lambda: pipeline.supervisor.failing)
+        await eventually(lambda: pipeline.supervisor.is_failing)
     filler = fill_disk(small_disk)
     sink = ScriptedSink()
     async with running(make_pipeline(sink, small_disk)) as pipeline:
@@ -128,7 +128,7 @@ async def test_a_start_on_an_almost_full_disk_quarantines_and_loses_nothing_inta
     async with running(make_pipeline(ScriptedSink(up=False), small_disk)) as pipeline:
         for record in source.take(50):
             pipeline.put(record)
-        await eventually(lambda: pipeline.supervisor.failing)
+        await eventually(lambda: pipeline.supervisor.is_failing)
     if damaged:
         with contextlib.closing(sqlite3.connect(small_disk / JOURNAL_FILE)) as db:
             db.execute("PRAGMA user_version = 7")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from agent.delivery.sinks.kafka.message import (
     ContentMode,
-    FilterAttribute,
+    HeaderAttribute,
     KafkaMessage,
     StructuredMessageEncoder,
     binary_message,
@@ -55,7 +55,7 @@ def test_structured_messages_have_the_whole_record_and_headers_for_filters() -> 
 
 
 def test_the_headers_of_structured_messages_are_those_that_the_config_chooses() -> None:
-    _, value, headers = StructuredMessageEncoder(FilterAttribute)(RECORD)
+    _, value, headers = StructuredMessageEncoder(HeaderAttribute)(RECORD)
     assert value == RECORD.body
     assert dict(headers) == {
         "content-type": b"application/cloudevents+json",
@@ -77,7 +77,7 @@ def test_the_headers_of_structured_messages_are_those_that_the_config_chooses() 
 def test_a_record_from_the_journal_has_the_same_message(host: str, name: str, subject: str) -> None:
     record = encode_named(host, name, subject)
     restored = EncodedRecord(record.id, record.key, record.type, record.time_ns, record.body)
-    for encode in (StructuredMessageEncoder(), StructuredMessageEncoder(FilterAttribute)):
+    for encode in (StructuredMessageEncoder(), StructuredMessageEncoder(HeaderAttribute)):
         assert encode(restored) == encode(record)
 
 
@@ -100,14 +100,14 @@ def test_binary_messages_have_the_data_and_all_attributes_as_headers() -> None:
 @given(_names, _names, _names)
 def test_a_reader_gets_the_same_event_in_either_mode(mode: ContentMode, host: str, name: str, subject: str) -> None:
     record = encode_named(host, name, subject)
-    message = build_message_encoder(mode, FilterAttribute)(record)
+    message = build_message_encoder(mode, HeaderAttribute)(record)
     event = parse_cloudevent(record.body)
     expected = {**event.get_attributes(), "data": event.get_data()}
     assert read(mode, message) == {"datacontenttype": "application/json"} | expected
     key, _, message_headers = message
     assert key.decode() == expected["partitionkey"]
     headers = {name.removeprefix("ce_"): value.decode() for name, value in message_headers}
-    assert all(headers[name] == str(expected[name]) for name in FilterAttribute if name in expected)
+    assert all(headers[name] == str(expected[name]) for name in HeaderAttribute if name in expected)
 
 
 @pytest.mark.parametrize("mode", ContentMode)
@@ -115,7 +115,7 @@ def test_a_reader_gets_the_same_event_in_either_mode(mode: ContentMode, host: st
 def test_a_message_takes_no_more_bytes_than_stated(mode: ContentMode, host: str, name: str, subject: str) -> None:
     batch = BatchBuilder(1 << 20, 0)
     empty = batch.size()
-    message = build_message_encoder(mode, FilterAttribute)(encode_named(host, name, subject))
+    message = build_message_encoder(mode, HeaderAttribute)(encode_named(host, name, subject))
     key, value, headers = message
     batch.append(timestamp=1 << 60, key=key, value=value, headers=headers)
     assert batch.size() - empty <= message_bytes_upper_bound(message) < batch.size() - empty + 256
@@ -125,5 +125,5 @@ def test_headers_and_key_take_less_than_three_times_the_body() -> None:
     """A sink need not encode the message of a record to know that it is smaller than four times the record's body."""
     for vm in (Vm("é" * 255, UUID, "日" * 255), Vm("日" * 255, "", "", "/" + "日" * 2000)):
         record = RecordEncoder()(Record("qemu.vm.busy", vm, {}, 0, "日" * 255))
-        for encode in (StructuredMessageEncoder(FilterAttribute), binary_message):
+        for encode in (StructuredMessageEncoder(HeaderAttribute), binary_message):
             assert message_bytes_upper_bound(encode(record)) < 3 * len(record.body) + 300

@@ -168,7 +168,7 @@ async def test_many_restarts_lose_no_record_and_keep_the_order(kind: QueueKind, 
                 for record in source.take(20):
                     pipeline.put(record)
                 await journal_caught_up(kind.queue(pipeline))
-            await eventually(lambda: sink.up or pipeline.supervisor.failing)  # noqa: B023 - called at once
+            await eventually(lambda: sink.up or pipeline.supervisor.is_failing)  # noqa: B023 - called at once
         created += source.ids
         delivered += sink.ids
         lost += dropped(pipeline)

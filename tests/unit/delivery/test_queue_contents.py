@@ -73,7 +73,9 @@ def test_the_oldest_record_of_a_backlog_is_known_without_reading_it() -> None:
     backlog.on_read(records[:2], 0, last_read_row=2)
     assert backlog.oldest_ns == records[1].time_ns, "the next one is not older"
     deleted = RowsSummary()
-    deleted.add(records[2].type, 1, records[2].size, records[2].time_ns, records[2].time_ns)
+    deleted.add_records_of_type(
+        records[2].type, 1, records[2].bytes_with_overhead, records[2].time_ns, records[2].time_ns
+    )
     backlog.on_trimmed(deleted, last_row=3)
     assert backlog.oldest_ns == records[2].time_ns
     backlog.on_read(records[3:4], 0, last_read_row=4)
@@ -99,10 +101,12 @@ def test_postponed_records_are_the_oldest_until_they_are_delivered() -> None:
 def test_the_oldest_record_of_a_new_journal_file_follows_those_in_flight() -> None:
     backlog, records = DiskBacklog(), journaled(3)
     stored = RowsSummary()
-    stored.add(records[0].type, 3, sum(record.size for record in records), START_NS, START_NS + 2)
-    backlog.reset(stored, 3, [], [])
+    stored.add_records_of_type(
+        records[0].type, 3, sum(record.bytes_with_overhead for record in records), START_NS, START_NS + 2
+    )
+    backlog.reset_to_journal_rows(stored, 3, [], [])
     assert backlog.oldest_ns == START_NS
-    backlog.reset(stored, 3, records[:2], [1, 2])
+    backlog.reset_to_journal_rows(stored, 3, records[:2], [1, 2])
     assert backlog.oldest_ns == records[1].time_ns
 
 
@@ -134,9 +138,9 @@ def test_the_oldest_records_are_dropped_but_not_those_that_the_journal_has_or_wr
     records[0].delivery_state, records[1].delivery_state = RecordDeliveryState.JOURNALED, RecordDeliveryState.WRITING
     tail = MemoryTail()
     tail.extend(records)
-    assert tail.drop_oldest(records[2].size + 1) == records[2:4]
+    assert tail.drop_oldest(records[2].bytes_with_overhead + 1) == records[2:4]
     assert list(tail.records) == [*records[:2], *records[4:]]
-    assert tail.bytes == sum(record.size for record in tail.records)
+    assert tail.bytes == sum(record.bytes_with_overhead for record in tail.records)
     assert [record.is_delivered_or_dropped for record in records] == [False, False, True, True, False, False]
     assert tail.drop_oldest(0) == []
 
@@ -146,8 +150,8 @@ def test_the_oldest_records_are_dropped_but_not_those_that_the_journal_has_or_wr
 
 def test_delivered_rows_do_not_count_against_the_limit() -> None:
     backlog, records = DiskBacklog(), journaled(3)
-    backlog.stored_size.add(records)
-    assert backlog.bytes_over_limit(100) == sum(record.size for record in records) - 100
+    backlog.stored_size.add_records(records)
+    assert backlog.bytes_over_limit(100) == sum(record.bytes_with_overhead for record in records) - 100
     backlog.schedule_deletion(records[1:])
     backlog.schedule_deletion(records[:1])
     assert backlog.bytes_over_limit(100) == -100
@@ -172,7 +176,7 @@ def test_records_of_the_backlog_that_a_new_journal_file_lacks_are_counted(stored
     backlog = DiskBacklog()
     for record in journaled(5):
         backlog.append(record)
-    assert backlog.reset(RowsSummary(records=stored), 9, [], []) == lost
+    assert backlog.reset_to_journal_rows(RowsSummary(records=stored), 9, [], []) == lost
 
 
 # --- Drops ---

@@ -52,7 +52,7 @@ def test_a_record_takes_about_as_much_memory_as_is_counted_for_it() -> None:
     source.bodies.clear()
     size = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    assert size < 1.5 * sum(record.size for record in records)
+    assert size < 1.5 * sum(record.bytes_with_overhead for record in records)
 
 
 async def test_samples_are_not_written_to_disk_while_the_sink_works(folder: Path) -> None:

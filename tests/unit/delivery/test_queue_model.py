@@ -40,7 +40,7 @@ class QueueMachine(RuleBasedStateMachine):
     def open_journal(self, copied: list[EncodedRecord]) -> None:
         contents = RowsSummary()
         for record in self.rows.values():
-            contents.add(record.type, 1, record.size, record.time_ns, record.time_ns)
+            contents.add_records_of_type(record.type, 1, record.bytes_with_overhead, record.time_ns, record.time_ns)
         self.queue.journaling.on_opened(contents, self.last_row, copied, sorted(self.rows)[: len(copied)])
 
     def journaled_copy(self, record: EncodedRecord, row: int) -> EncodedRecord:
@@ -132,7 +132,7 @@ class QueueMachine(RuleBasedStateMachine):
         for record in (*self.queue.in_flight, *self.queue.tail.records):
             assert record.delivery_state in IN_MEMORY
             assert (record.row is not None) == (record.delivery_state is RecordDeliveryState.JOURNALED)
-        assert self.queue.tail.bytes == sum(record.size for record in self.queue.tail.records)
+        assert self.queue.tail.bytes == sum(record.bytes_with_overhead for record in self.queue.tail.records)
 
     @invariant()
     def rows_are_counted(self) -> None:

@@ -33,7 +33,7 @@ def test_each_record_is_in_the_returned_row_for_any_number_of_records(tmp_path: 
         assert [(e.row, e.id, e.key, e.time_ns, e.body) for e in read] == [
             (row, e.id, e.key, e.time_ns, e.body) for row, e in zip(rows, records, strict=True)
         ]
-        entries = database.entries()
+        entries = database.persistent_entries()
         assert all(
             entries[e.persistent_entry.name] == e.persistent_entry.value
             for e in records

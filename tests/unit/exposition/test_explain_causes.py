@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent.exposition.explain.cause_table import CAUSES, MAX_FINDINGS, OTHER_ALERT, explain
+from agent.exposition.explain.cause_table import CAUSES, MAX_FINDINGS, OTHER_ALERT, find_causes
 from agent.exposition.explain.evidence import Evidence
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK, BLOCK_DEVICE
@@ -51,9 +51,9 @@ class OneVm(OneVmSource):
         self.put(BLOCK_STORAGE, NOW - 5, (("disk0", "storage"), {"pool": "/pool", "kind": "filesystem"}))
         self.snapshot.replace_host_sample(Sample(POOL, ("/pool", "filesystem"), values))
 
-    def explain(self, now: float = NOW) -> list[dict[str, Any]]:
+    def find_causes(self, now: float = NOW) -> list[dict[str, Any]]:
         ((_, view),) = self.snapshot.one_view_per_uuid()
-        return explain(Evidence.from_samples(self.snapshot, view, self.alerts, now))
+        return find_causes(Evidence.from_samples(self.snapshot, view, self.alerts, now))
 
 
 def stalled_io(machine: OneVm) -> None:
@@ -237,7 +237,7 @@ def test_a_provoked_cause_is_named_first_with_its_figures(cause: str) -> None:
     machine = OneVm()
     provoke, figures = PROVOKED[cause]
     provoke(machine)
-    first = machine.explain()[0]
+    first = machine.find_causes()[0]
     assert first["cause"] == cause
     assert figures in first["sentence"]
 
@@ -249,7 +249,7 @@ def test_every_row_of_the_table_is_provoked_above() -> None:
 def test_an_error_that_stopped_the_guest_names_its_disk() -> None:
     machine = OneVm()
     io_error(machine)
-    (cause,) = machine.explain()
+    (cause,) = machine.find_causes()
     assert (cause["cause"], cause["subject"], cause["figures"]["io_status"]) == ("not_running", "disk1", "nospace")
     assert "a write found no space on disk1" in cause["sentence"]
 
@@ -269,7 +269,7 @@ def test_latency_is_compared_with_the_own_last_hour() -> None:
                 {"reads_total": reads, "writes_total": 0, "read_seconds_total": seconds, "write_seconds_total": 0.0},
             ),
         )
-    (slow,) = machine.explain()
+    (slow,) = machine.find_causes()
     assert (slow["cause"], slow["subject"]) == ("disk_slow", "disk0")
     assert "takes 12 ms on average, 12 times the 1 ms of the last hour" in slow["sentence"]
     assert slow["figures"]["usual_seconds"] == pytest.approx(0.001)
@@ -282,7 +282,7 @@ def test_disks_of_a_throttle_group_share_its_limit() -> None:
     for at, count in ((NOW - 12, 0), (NOW - 2, 480)):
         counters = {"reads_total": count, "writes_total": 0, "read_bytes_total": 0, "write_bytes_total": 0}
         machine.put(BLOCK, at, (("disk0",), counters), (("disk1",), counters))
-    (cause,) = machine.explain()
+    (cause,) = machine.find_causes()
     assert cause["figures"]["devices"] == ["disk0", "disk1"]
     assert "96 operations/s of 100 operations/s" in cause["sentence"]
     assert "shared by throttle group all" in cause["sentence"]
@@ -291,14 +291,14 @@ def test_disks_of_a_throttle_group_share_its_limit() -> None:
 def test_a_dump_of_unknown_size_has_no_figures() -> None:
     machine = OneVm()
     machine.put(DUMP, NOW - 1, ((), {"status": "active"}))
-    assert [(cause["cause"], cause["figures"]) for cause in machine.explain()] == [("dump_running", {})]
+    assert [(cause["cause"], cause["figures"]) for cause in machine.find_causes()] == [("dump_running", {})]
 
 
 def test_rates_of_old_polls_explain_nothing() -> None:
     machine = OneVm()
     starved(machine)
-    assert machine.explain(NOW + 30)
-    assert machine.explain(NOW + 61) == []
+    assert machine.find_causes(NOW + 30)
+    assert machine.find_causes(NOW + 61) == []
 
 
 def test_a_serious_alert_without_a_row_is_reported_last_and_others_are_not_repeated() -> None:
@@ -307,7 +307,7 @@ def test_a_serious_alert_without_a_row_is_reported_last_and_others_are_not_repea
     machine.alert("memory_failure", severity="error", seconds=7200)
     machine.alert("shutdown_stuck", severity="error")
     machine.alert("snapshot_old", "disk0", severity="warning")
-    causes = machine.explain()
+    causes = machine.find_causes()
     assert [cause["cause"] for cause in causes] == ["not_running", OTHER_ALERT]
     assert causes[1]["sentence"] == "The alert memory_failure has been firing for 2 h."
 
@@ -315,7 +315,7 @@ def test_a_serious_alert_without_a_row_is_reported_last_and_others_are_not_repea
 def test_a_qemu_with_many_jobs_has_few_findings() -> None:
     machine = OneVm()
     machine.put(JOB, NOW - 1, *(((f"job{i}", "backup"), {"status": "running"}) for i in range(100)))
-    assert len(machine.explain()) == MAX_FINDINGS
+    assert len(machine.find_causes()) == MAX_FINDINGS
 
 
 def unknown(_: OneVm) -> None:
@@ -392,7 +392,7 @@ HEALTHY = (
 def test_a_healthy_vm_has_no_cause(make: Callable[[OneVm], None]) -> None:
     machine = OneVm()
     make(machine)
-    assert machine.explain() == []
+    assert machine.find_causes() == []
 
 
 def test_the_documentation_has_every_cause_in_order() -> None:

@@ -20,7 +20,7 @@ def read_from(machine: OneVm, fast: int, slow: int, *, with_histogram: bool = Tr
             histogram = {"boundaries_seconds": [0.001, 0.1, 0.4], "counts": [share * fast, 0, share * slow, 0]}
             values["read_latency_seconds"] = histogram
         machine.put(BLOCK, at, (("disk0",), values))
-    return machine.explain()
+    return machine.find_causes()
 
 
 def test_a_disk_is_slow_if_one_of_a_hundred_requests_takes_very_long() -> None:

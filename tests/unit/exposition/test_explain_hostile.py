@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.exposition.explain.cause_table import CAUSES, MAX_FINDINGS, MAX_SENTENCE, explain
+from agent.exposition.explain.cause_table import CAUSES, MAX_FINDINGS, MAX_SENTENCE, find_causes
 from agent.exposition.explain.evidence import Evidence
 from agent.model.family import Family, FieldKind, FieldValues
 from agent.model.json_encoding import encode_json
@@ -45,7 +45,7 @@ def test_any_values_of_a_vm_have_a_bounded_explanation(data: st.DataObject) -> N
         for at in (10, 20):
             source.put(family, at, (labels, data.draw(values_of(family))))
     ((_, view),) = source.snapshot.one_view_per_uuid()
-    causes = explain(Evidence.from_samples(source.snapshot, view, (), 21.0))
+    causes = find_causes(Evidence.from_samples(source.snapshot, view, (), 21.0))
     assert len(causes) <= MAX_FINDINGS * len(CAUSES)
     assert all(len(cause["sentence"]) <= MAX_SENTENCE for cause in causes)
     encode_json({"causes": causes})

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.exposition.history import RESOLUTIONS, History, HistoryBudget, history_bytes
+from agent.exposition.history import RESOLUTIONS, History, HistoryBudget, full_history_bytes
 from agent.exposition.history_recorder import HISTORY_COLUMNS, sum_vm_points
 from agent.exposition.snapshot import MAX_DEPARTED, Snapshot
 from agent.model.family import Sample
@@ -71,7 +71,7 @@ def memory(history: History) -> int:
 
 
 def test_a_full_history_fits_its_budget_whole() -> None:
-    budget = HistoryBudget(900 * history_bytes(len(HISTORY_COLUMNS)), len(HISTORY_COLUMNS), 900)
+    budget = HistoryBudget(900 * full_history_bytes(len(HISTORY_COLUMNS)), len(HISTORY_COLUMNS), 900)
     assert budget.max_points_per_resolution == tuple(resolution.max_points for resolution in RESOLUTIONS)
     assert budget.bytes <= 17 << 20
 

@@ -240,10 +240,10 @@ def test_the_stored_values_of_a_subject_can_be_looked_up() -> None:
     snapshot = make_snapshot(vm())
     put(snapshot, vm(), BLOCK, (("d",), {"reads_total": 5}))
     sample = Sample(BLOCK, ("d",), {})
-    assert snapshot.stored_values_for_sample(vm(), sample) == {"reads_total": 5}
-    assert snapshot.stored_values_for_sample(vm(), Sample(BLOCK, ("e",), {})) is None
-    assert snapshot.stored_values_for_sample(vm(), Sample(BALLOON, (), {})) is None
-    assert snapshot.stored_values_for_sample(vm(1), sample) is None
+    assert snapshot.latest_values_of_sample_subject(vm(), sample) == {"reads_total": 5}
+    assert snapshot.latest_values_of_sample_subject(vm(), Sample(BLOCK, ("e",), {})) is None
+    assert snapshot.latest_values_of_sample_subject(vm(), Sample(BALLOON, (), {})) is None
+    assert snapshot.latest_values_of_sample_subject(vm(1), sample) is None
 
 
 def test_events_are_counted_by_name_and_unknown_ones_under_one_name() -> None:

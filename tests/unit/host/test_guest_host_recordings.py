@@ -14,7 +14,7 @@ from agent.collectors.process_and_cgroup import CGROUPS
 from agent.host.interfaces import find_process_interfaces
 from agent.host.process import Process
 from agent.host.rtnetlink import parse_link_reply
-from agent.host.types import KernelFilesReply, KernelFilesRequest
+from agent.host.types import KernelFileContents, KernelFilesToRead
 from tests.lab.rtnetlink_reply import SentFunction, function, functions_in_ip_output
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "guest_host"
@@ -143,8 +143,8 @@ def test_the_agents_series_of_a_function_are_the_kernels_counters(recording: Rec
 
 def cgroup_values(recording: Recording, section: str) -> dict[str, Any]:
     files = recording["cgroup"][section]
-    request = KernelFilesRequest("/sys/fs/cgroup/x", tuple(files), "/sys/fs/cgroup/x")
-    (sample,) = CGROUPS.collect([KernelFilesReply(request, [text.encode() for text in files.values()])])
+    request = KernelFilesToRead("/sys/fs/cgroup/x", tuple(files), "/sys/fs/cgroup/x")
+    (sample,) = CGROUPS.collect([KernelFileContents(request, [text.encode() for text in files.values()])])
     return dict(sample.values)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from agent.host.open_file_cache import OpenFileBudget, OpenFileCache
 from agent.host.process import Process
-from agent.host.types import KernelFilesRequest
+from agent.host.types import KernelFilesToRead
 
 PID_ATTEMPTS = 200
 
@@ -113,7 +113,7 @@ def test_the_files_of_an_ended_thread_are_closed() -> None:
     thread = threading.Thread(target=ends.wait)
     thread.start()
     budget = OpenFileBudget(9)
-    process, request = Process(os.getpid(), budget=budget), KernelFilesRequest(f"task/{thread.native_id}", ("stat",))
+    process, request = Process(os.getpid(), budget=budget), KernelFilesToRead(f"task/{thread.native_id}", ("stat",))
     assert process.read_files([request])[0].contents[0] is not None
     ends.set()
     thread.join()
@@ -126,7 +126,7 @@ def test_the_files_of_an_ended_thread_are_closed() -> None:
 
 def test_files_of_a_process_do_not_show_another_process_with_the_same_pid() -> None:
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as first:
-        process, request = Process(first.pid), KernelFilesRequest("", ("stat", "schedstat", "status", "io", "fd/"))
+        process, request = Process(first.pid), KernelFilesToRead("", ("stat", "schedstat", "status", "io", "fd/"))
         assert None not in process.read_files([request])[0].contents
     with _process_with_pid(first.pid) as second:
         assert process.read_files([request])[0].contents == [None] * 5

@@ -26,7 +26,7 @@ from agent.host.pools.storage_report import (
     StorageReport,
     StorageReportError,
     StorageReportFile,
-    volume_name,
+    volume_name_of_dev_path,
 )
 from agent.host.pools.zfs import ZfsPoolSource
 
@@ -277,7 +277,7 @@ def test_unknown_fields_of_a_newer_report_are_ignored(tmp_path: Path) -> None:
     ],
 )
 def test_a_device_path_names_its_volume(path: str, name: str) -> None:
-    assert volume_name(path) == name
+    assert volume_name_of_dev_path(path) == name
 
 
 def test_the_documented_example_of_a_report_is_valid() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from agent.collectors import ALL_COLLECTORS, VmFacts
 from agent.host.rtnetlink import NetlinkError, VirtualFunctionReading
-from agent.host.types import VirtualFunctionCountersRequest, VirtualFunctionLocation, VmHostInterface
+from agent.host.types import VirtualFunctionCountersToRead, VirtualFunctionLocation, VmHostInterface
 from agent.host.virtual_function_counters import (
     FRESH_INTERVALS,
     UNUSED_INTERVALS,
@@ -46,7 +46,7 @@ class Device:
         vf = VirtualFunctionLocation("ens1f0", number, "0000:01:10.3")
         interface = VmHostInterface(f"ens1f0v{number}", values, directions_swapped=False, vf=vf)
         (request,) = NET.files(VmFacts(interfaces=(interface,)))
-        assert isinstance(request, VirtualFunctionCountersRequest)
+        assert isinstance(request, VirtualFunctionCountersToRead)
         return list(NET.collect([self.counters.read_cached_counters(request)]))
 
 

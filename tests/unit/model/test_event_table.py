@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.collectors import ALL_COLLECTORS
-from agent.model.event_definition import EventCategory, device_name
+from agent.model.event_definition import EventCategory, device_name_from_qom_path
 from agent.model.event_table import EVENT_DEFINITIONS, EVENT_DEFINITIONS_BY_NAME, find_event_definition
 from agent.model.record import Severity
 from agent.session.session import DISCOVER_PROCESS
@@ -143,7 +143,7 @@ def test_an_events_subject_has_the_name_that_samples_use(name: str, data: dict[s
     ],
 )
 def test_device_name_returns_the_id_of_any_qom_path(qdev: str, name: str) -> None:
-    assert device_name(qdev) == name
+    assert device_name_from_qom_path(qdev) == name
 
 
 def test_an_unknown_event_is_passed_through_under_its_own_name() -> None:

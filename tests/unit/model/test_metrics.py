@@ -149,7 +149,7 @@ def test_large_shapes_are_not_cached() -> None:
     )
     assert reader({"a": 1, "b": 2}) == {"a": 1, "b": 2}
     assert reader({"a": 1, "b": 2, **{chr(1024 + n): n for n in range(1000)}}) == {"a": 1, "b": 2}
-    assert len(reader._layouts) == 1
+    assert len(reader._read_plans) == 1
 
 
 def _reader_of_two_objects() -> FieldReader:

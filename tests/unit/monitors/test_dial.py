@@ -43,7 +43,7 @@ class Listener:
         assert self.monitors.pop(monitor.key) == monitor
         self._changed.set()
 
-    def on_incoming_connection_refused(self, address: str, reason: str) -> None:
+    def on_agent_refused_incoming_connection(self, address: str, reason: str) -> None:
         raise AssertionError(f"{address}: {reason}")
 
     def names(self) -> list[str]:

@@ -13,8 +13,8 @@ from agent.collectors import PollIntervals
 from agent.monitors import DialPerPollDiscoverer, Monitor, MonitorPriority
 from agent.monitors.dial import tcp_connector, unix_connector
 from agent.monitors.dial_per_poll import dial_per_poll_opener
-from agent.qmp.commands import AllowList, Command, OptInChange
-from agent.qmp.errors import BusyError, CommandNotAllowedError, NotConnectedError, PreemptedError
+from agent.qmp.commands import AllowList, Command, OptInQemuChange
+from agent.qmp.errors import CommandNotAllowedError, MonitorBusyError, NotConnectedError, PreemptedError
 from agent.session.scheduler import Schedule
 from agent.session.shared_types import MonitorState
 from agent.session.supervisor import NO_EVENTS
@@ -131,7 +131,7 @@ async def test_a_monitor_with_a_full_backlog_is_busy(fake: FakeQemu) -> None:
     opener = dial_per_poll_opener(unix_connector(str(fake.path)), 0.05)
     fake.busy()
     waiting = [await asyncio.open_unix_connection(fake.path) for _ in range(2)]
-    with pytest.raises(BusyError):
+    with pytest.raises(MonitorBusyError):
         await opener(AllowList(), lambda _: None, deadline=0.2)
     for _, writer in waiting:
         writer.close()
@@ -196,7 +196,7 @@ async def test_a_running_poll_is_preempted(fake: FakeQemu) -> None:
     fake.hang("query-status")
     execution = asyncio.create_task(connection.execute([Command("query-status")], deadline=TIMEOUT_SECONDS))
     await fake.wait_for("query-status")
-    connection.preempt()
+    connection.close_for_preferred_monitor()
     with pytest.raises(PreemptedError):
         await execution
     async with connected(fake.path):
@@ -238,7 +238,7 @@ async def test_a_refused_command_does_not_end_the_connection(fake: FakeQemu) -> 
 
 async def test_migration_events_are_not_enabled_without_events(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    async with supervised(observer, context=session_context(*OptInChange)) as fleet:
+    async with supervised(observer, context=session_context(*OptInQemuChange)) as fleet:
         fleet.on_monitor_added(monitor_dialed_per_poll(fake.path))
         await observer.wait_for_polls(2)
     assert fake.count("migrate-set-capabilities") == 0

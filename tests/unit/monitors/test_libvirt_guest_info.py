@@ -20,7 +20,7 @@ from agent.qga import commands
 from agent.qga.errors import (
     GuestAgentCommandError,
     GuestAgentError,
-    GuestChannelDeniedError,
+    GuestChannelAccessDeniedError,
     GuestChannelError,
     GuestTimeoutError,
 )
@@ -101,7 +101,7 @@ async def test_the_response_timeout_is_set_and_restored_whatever_happens(answer:
     [
         (_LibvirtError(AGENT_UNRESPONSIVE), GuestTimeoutError),
         (CommandError("GenericError", "no"), GuestAgentCommandError),
-        (ConnectPermissionError("no"), GuestChannelDeniedError),
+        (ConnectPermissionError("no"), GuestChannelAccessDeniedError),
         (NotConnectedError("no"), GuestChannelError),
     ],
 )

@@ -93,7 +93,7 @@ def test_an_image_without_an_index_has_no_node_names() -> None:
     assert "node-name" not in disk["parent"]
     assert disk["stats"]["rd_operations"] == 7
     assert translate("query-named-block-nodes", stats, devices) == []
-    assert devices.threshold_target("libvirt--1-storage") is None
+    assert devices.libvirt_disk_name_of_node("libvirt--1-storage") is None
 
 
 @pytest.mark.parametrize("chain", ["", BACKING.replace("<backingStore/>", "")])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.config.model import AllowedChangesConfig
+from agent.config.model import AllowedQemuChangesConfig
 from agent.monitors import ListenConfig, ListenDiscoverer, ListenTlsConfig
 from agent.session.shared_types import MonitorState
 from tests.lab.background import in_background
@@ -280,6 +280,8 @@ async def test_a_certificate_of_another_authority_is_refused(
 def test_a_missing_secrets_directory_fails_only_the_listener(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     tls = ListenTlsConfig(ca="${CREDENTIALS_DIRECTORY}/ca.pem", certificate=str(folder / "agent.pem"))
-    discoverer = ListenConfig(listen=f"tcp:127.0.0.1:{free_port()}", tls=tls).build_discoverer(AllowedChangesConfig())
+    discoverer = ListenConfig(listen=f"tcp:127.0.0.1:{free_port()}", tls=tls).build_discoverer(
+        AllowedQemuChangesConfig()
+    )
     with pytest.raises(OSError, match="LoadCredential="):  # the discoverer retries, as for any address
         discoverer.bind()

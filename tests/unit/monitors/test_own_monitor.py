@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from agent.monitors import OwnMonitorDiscoverer
-from agent.qmp.commands import OptInChange
+from agent.monitors import OwnMonitorAddingDiscoverer
+from agent.qmp.commands import OptInQemuChange
 from agent.session.shared_types import MonitorState
 from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.recording_observer import RecordingObserver, session_context, supervised
@@ -39,8 +39,8 @@ def added_socket_path(folder: Path) -> Path:
 async def supervise(fake: FakeQemu, folder: Path, **options: Any) -> RecordingObserver:
     """Supervise the fake QEMU's monitor until two polls are done; `options` are settings of the session."""
     observer = RecordingObserver()
-    (monitor,) = OwnMonitorDiscoverer(str(fake.path), folder, 0.2).scan().values()
-    async with supervised(observer, context=session_context(OptInChange.OWN_MONITOR, **options)) as fleet:
+    (monitor,) = OwnMonitorAddingDiscoverer(str(fake.path), folder, 0.2).scan().values()
+    async with supervised(observer, context=session_context(OptInQemuChange.OWN_MONITOR, **options)) as fleet:
         fleet.on_monitor_added(monitor)
         await observer.wait_for_polls(2)
     return observer

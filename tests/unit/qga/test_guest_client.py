@@ -13,7 +13,7 @@ from agent.monitors.dial import unix_connector
 from agent.qga.client import GuestAgentClient, PeerCheck
 from agent.qga.errors import (
     GuestAgentCommandError,
-    GuestChannelDeniedError,
+    GuestChannelAccessDeniedError,
     GuestChannelError,
     GuestFloodError,
     GuestTimeoutError,
@@ -149,7 +149,7 @@ async def test_nothing_is_sent_to_a_process_that_the_check_rejects(guest: FakeGu
         pids.append(pid)
         return "another process listens there"
 
-    with pytest.raises(GuestChannelDeniedError, match="another process"):
+    with pytest.raises(GuestChannelAccessDeniedError, match="another process"):
         async with connected(guest.path, reject):
             raise AssertionError
     assert pids == [os.getpid()]

@@ -174,8 +174,8 @@ async def test_an_unreadable_reply_fails_its_command_and_the_connection_stays_up
         (result,) = await executing
         assert isinstance(result, UnreadableReplyError)
         assert (
-            client.skipped_messages.unreadable,
-            client.skipped_messages.oversized,
+            client.skipped_invalid_message_counts.unreadable,
+            client.skipped_invalid_message_counts.oversized,
             client.pending_command_count,
         ) == (1, 0, 0)
         fake.emit("STOP")
@@ -193,8 +193,10 @@ async def test_noise_fails_the_batch_and_the_next_batch_gets_its_own_replies(fak
         assert [type(result) for result in await executing] == [AmbiguousReplyError] * 2
         fake.release("query-status")
         assert await client.execute([NAME], deadline=TIMEOUT_SECONDS) == [{"name": "vm1"}]
-        assert client.skipped_messages == (1, 0, 2)
-        assert client.skipped_messages is client.skipped_messages, "cheap to compare at each poll"
+        assert client.skipped_invalid_message_counts == (1, 0, 2)
+        assert client.skipped_invalid_message_counts is client.skipped_invalid_message_counts, (
+            "cheap to compare at each poll"
+        )
 
 
 async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

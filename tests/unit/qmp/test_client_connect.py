@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.qmp.errors import BusyError, NotConnectedError, ProtocolError, StalledError
+from agent.qmp.errors import MonitorBusyError, NotConnectedError, ProtocolError, StalledError
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.qmp_bytes import HELLO, line
 from tests.lab.scripted_peer import QUIET_SECONDS, TIMEOUT_SECONDS, connected, scripted_peer
@@ -24,7 +24,7 @@ def listener(folder: Path) -> socket.socket:
 
 
 async def test_a_monitor_that_accepts_without_a_greeting_is_busy(listener: socket.socket, folder: Path) -> None:
-    with listener, pytest.raises(BusyError, match=r"no greeting within 0.05 s"):
+    with listener, pytest.raises(MonitorBusyError, match=r"no greeting within 0.05 s"):
         async with connected(folder / "vm1.qmp", deadline=QUIET_SECONDS):
             pass
 
@@ -36,14 +36,14 @@ async def test_a_monitor_whose_backlog_is_full_is_busy(listener: socket.socket, 
                 other = others.enter_context(socket.socket(socket.AF_UNIX))
                 other.setblocking(False)  # noqa: FBT003 - the standard library's signature
                 other.connect(os.fspath(folder / "vm1.qmp"))
-        with pytest.raises(BusyError, match="backlog is full"):
+        with pytest.raises(MonitorBusyError, match="backlog is full"):
             async with connected(folder / "vm1.qmp"):
                 pass
 
 
 async def test_a_monitor_is_busy_until_its_other_client_disconnects(fake: FakeQemu) -> None:
     async with connected(fake.path):
-        with pytest.raises(BusyError):
+        with pytest.raises(MonitorBusyError):
             async with connected(fake.path, deadline=QUIET_SECONDS):
                 pass
     async with connected(fake.path) as client:
@@ -57,7 +57,7 @@ async def test_a_socket_without_a_listener_is_not_connected(fake: FakeQemu, fold
         with pytest.raises(NotConnectedError, match=why) as caught:
             async with connected(path):
                 pass
-        assert not isinstance(caught.value, BusyError)
+        assert not isinstance(caught.value, MonitorBusyError)
 
 
 async def test_a_peer_that_disconnects_before_its_greeting_is_not_connected(folder: Path) -> None:
@@ -105,7 +105,7 @@ async def test_a_timeout_closes_the_connection(folder: Path) -> None:
         disconnected.set()
 
     async with scripted_peer(folder, talk) as path:
-        with pytest.raises(BusyError):
+        with pytest.raises(MonitorBusyError):
             async with connected(path, deadline=QUIET_SECONDS):
                 pass
         async with asyncio.timeout(TIMEOUT_SECONDS):

@@ -11,9 +11,9 @@ from agent.qmp.commands import (
     QMP_READS,
     AllowList,
     Command,
-    OptInChange,
-    add_monitor_commands,
-    remove_monitor_commands,
+    OptInQemuChange,
+    commands_to_add_own_monitor,
+    commands_to_remove_own_monitor,
 )
 from agent.qmp.errors import CommandNotAllowedError
 from agent.session import identity_and_features
@@ -21,10 +21,10 @@ from tests.lab.fixtures import StartGuest
 
 INTERVAL = {"path": "/machine/peripheral/balloon0", "property": "guest-stats-polling-interval", "value": 10}
 EVENTS = {"capabilities": [{"capability": "events", "state": True}]}
-OWN_SOCKET, OWN_MONITOR = (command.arguments for command in add_monitor_commands("/run/qmp-agent/own/7.qmp"))
+OWN_SOCKET, OWN_MONITOR = (command.arguments for command in commands_to_add_own_monitor("/run/qmp-agent/own/7.qmp"))
 THRESHOLD = {"node-name": "disk0-storage", "write-threshold": 1 << 30}
 QUEUE = {"path": "/machine/peripheral/disk0/virtio-backend", "queue": 0}
-ALL = AllowList(OptInChange)
+ALL = AllowList(OptInQemuChange)
 
 
 def is_refused(allow: AllowList, command: str, arguments: Any = None) -> bool:
@@ -96,8 +96,10 @@ def test_only_listed_properties_can_be_read(property_name: Any) -> None:
 )
 def test_a_virtio_queue_is_read_only_if_allowed_and_only_by_path_and_number(arguments: Any) -> None:
     assert is_refused(ALL, "x-query-virtio-queue-status", arguments)
-    assert is_refused(AllowList(set(OptInChange) - {OptInChange.VIRTIO_QUEUES}), "x-query-virtio-queue-status", QUEUE)
-    assert AllowList([OptInChange.VIRTIO_QUEUES]).encode(Command("x-query-virtio-queue-status", QUEUE))
+    assert is_refused(
+        AllowList(set(OptInQemuChange) - {OptInQemuChange.VIRTIO_QUEUES}), "x-query-virtio-queue-status", QUEUE
+    )
+    assert AllowList([OptInQemuChange.VIRTIO_QUEUES]).encode(Command("x-query-virtio-queue-status", QUEUE))
     for command in ("x-query-virtio", "x-query-virtio-status", "x-query-virtio-vhost-queue-status"):
         assert is_refused(ALL, command, QUEUE)
 
@@ -107,12 +109,12 @@ def test_a_change_is_refused_until_it_is_permitted_by_name() -> None:
     assert is_refused(AllowList(), "migrate-set-capabilities", EVENTS)
     assert is_refused(AllowList(), "block-set-write-threshold", THRESHOLD)
     assert is_refused(
-        AllowList([OptInChange.GUEST_STATS_INTERVAL, OptInChange.MIGRATION_EVENTS]),
+        AllowList([OptInQemuChange.GUEST_STATS_INTERVAL, OptInQemuChange.MIGRATION_EVENTS]),
         "block-set-write-threshold",
         THRESHOLD,
     )
-    assert is_refused(AllowList([OptInChange.MIGRATION_EVENTS]), "qom-set", INTERVAL)
-    assert is_refused(AllowList([OptInChange.GUEST_STATS_INTERVAL]), "migrate-set-capabilities", EVENTS)
+    assert is_refused(AllowList([OptInQemuChange.MIGRATION_EVENTS]), "qom-set", INTERVAL)
+    assert is_refused(AllowList([OptInQemuChange.GUEST_STATS_INTERVAL]), "migrate-set-capabilities", EVENTS)
 
 
 def test_every_command_that_the_agent_sends_is_permitted() -> None:
@@ -122,10 +124,10 @@ def test_every_command_that_the_agent_sends_is_permitted() -> None:
         identity_and_features.get_stats_interval_command("/machine/peripheral/balloon0"),
     ):
         assert AllowList().encode(command)
-    assert AllowList([OptInChange.GUEST_STATS_INTERVAL]).encode(
+    assert AllowList([OptInQemuChange.GUEST_STATS_INTERVAL]).encode(
         identity_and_features.set_stats_interval_command("/machine/peripheral/b", 10)
     )
-    assert AllowList([OptInChange.MIGRATION_EVENTS]).encode(identity_and_features.ENABLE_MIGRATION_EVENTS)
+    assert AllowList([OptInQemuChange.MIGRATION_EVENTS]).encode(identity_and_features.ENABLE_MIGRATION_EVENTS)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +185,7 @@ def histograms(**boundaries: Any) -> dict[str, Any]:
 def test_latency_histograms_are_permitted_in_one_form_only(arguments: Any) -> None:
     assert not is_refused(ALL, "block-latency-histogram-set", histograms())
     assert is_refused(ALL, "block-latency-histogram-set", arguments)
-    everything_else = set(OptInChange) - {OptInChange.LATENCY_HISTOGRAMS}
+    everything_else = set(OptInQemuChange) - {OptInQemuChange.LATENCY_HISTOGRAMS}
     assert is_refused(AllowList(everything_else), "block-latency-histogram-set", histograms())
 
 
@@ -238,7 +240,9 @@ def chardev_arguments(path: object = "/run/own/7.qmp", **data: Any) -> dict[str,
 def test_the_agents_own_monitor_is_permitted_in_one_form_only(arguments: Any) -> None:
     assert not is_refused(ALL, "chardev-add", chardev_arguments())
     assert is_refused(ALL, "chardev-add", arguments)
-    assert is_refused(AllowList(set(OptInChange) - {OptInChange.OWN_MONITOR}), "chardev-add", chardev_arguments())
+    assert is_refused(
+        AllowList(set(OptInQemuChange) - {OptInQemuChange.OWN_MONITOR}), "chardev-add", chardev_arguments()
+    )
 
 
 @pytest.mark.parametrize("command", ["object-add", "object-del", "chardev-remove"])
@@ -256,7 +260,7 @@ def test_objects_of_other_clients_can_be_neither_added_nor_removed(command: str,
     assert is_refused(ALL, command, arguments)
     assert not any(
         is_refused(ALL, other.name, other.arguments)
-        for other in (*add_monitor_commands("/a.qmp"), *remove_monitor_commands())
+        for other in (*commands_to_add_own_monitor("/a.qmp"), *commands_to_remove_own_monitor())
     )
 
 

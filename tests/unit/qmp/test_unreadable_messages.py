@@ -144,7 +144,7 @@ def test_an_unreadable_reply_without_an_id_fails_all_commands_while_a_probe_is_d
     connection.send([STATUS])
     connection.next_oob_probe()
     assert summarize(receive_all(connection, b'{"return": [], "i\r\n')) == [OobProbeReply(1), FAILED]
-    assert connection.next_sync_marker() == b'{"execute":"query-status","id":2}'
+    assert connection.next_reply_sync_request() == b'{"execute":"query-status","id":2}'
     assert receive(connection, {"return": "status"}, {"return": {}, "id": 2}) == []
     connection.send([BLOCK])
     assert receive(connection, {"return": "block"}) == [Reply("block")]
@@ -173,7 +173,7 @@ def test_messages_without_a_line_end_between_them_leave_no_command_waiting(merge
     connection = ready()
     connection.send([STATUS, BLOCK])
     assert summarize(receive_all(connection, merged)) == [UNCLEAR, UNCLEAR]
-    connection.next_sync_marker()
+    connection.next_reply_sync_request()
     assert receive(connection, {"return": {}, "id": 1}) == []
     connection.send([MIGRATE])
     assert receive(connection, {"return": 3}) == [Reply(3)]
@@ -202,11 +202,11 @@ def test_noise_fails_every_pending_command_because_any_reply_can_be_missing(nois
     connection.send([STATUS, BLOCK])
     assert summarize(receive_all(connection, noise + b"\r\n")) == [UNCLEAR, UNCLEAR]
     assert connection.pending_command_count == 0
-    assert connection.next_sync_marker() == b'{"execute":"query-status","id":1}'
-    assert connection.next_sync_marker() is None, "one is enough"
+    assert connection.next_reply_sync_request() == b'{"execute":"query-status","id":1}'
+    assert connection.next_reply_sync_request() is None, "one is enough"
     assert receive(connection, {"return": 1}, {"return": 2}, PANIC, {"return": {}, "id": 1}) == [PANICKED]
     assert connection.skipped.stray == 2
-    assert connection.next_sync_marker() is None
+    assert connection.next_reply_sync_request() is None
     assert connection.send([MIGRATE]) == b'{"execute":"query-migrate"}'
     assert receive(connection, {"return": 3}) == [Reply(3)]
 
@@ -223,9 +223,9 @@ def test_noise_before_the_markers_reply_sends_another_marker() -> None:
     connection = ready()
     connection.send([STATUS])
     assert summarize(receive_all(connection, b"5\r\n")) == [FAILED]
-    connection.next_sync_marker()
+    connection.next_reply_sync_request()
     assert summarize(receive_all(connection, b"5\r\n")) == []
-    assert connection.next_sync_marker() == b'{"execute":"query-status","id":2}'
+    assert connection.next_reply_sync_request() == b'{"execute":"query-status","id":2}'
     assert receive(connection, {"return": 1}, {"return": {}, "id": 1}) == []
     assert connection.out_of_sync, "the reply to the newest marker is still due"
     assert receive(connection, {"return": {}, "id": 2}) == []
@@ -237,9 +237,9 @@ def test_an_unreadable_reply_to_the_marker_leaves_no_command_waiting() -> None:
     connection = ready()
     connection.send([STATUS])
     receive_all(connection, b"5\r\n")
-    connection.next_sync_marker()
+    connection.next_reply_sync_request()
     assert summarize(receive_all(connection, line({"return": 1}) + b'{"return": {}, "i\r\n')) == []
-    connection.next_sync_marker()
+    connection.next_reply_sync_request()
     assert receive(connection, {"return": {}, "id": 2}) == []
     connection.send([BLOCK])
     assert receive(connection, {"return": 3}) == [Reply(3)]
@@ -252,14 +252,14 @@ def test_a_connection_on_which_not_even_a_marker_can_be_read_ends(count: int) ->
     with pytest.raises(ProtocolError, match="no reply can be read"):
         for _ in range(2 * MAX_COMMANDS_IN_FLIGHT):
             receive_all(connection, b"5\r\n")
-            connection.next_sync_marker()
+            connection.next_reply_sync_request()
 
 
 def test_unreadable_messages_before_the_markers_reply_do_not_count_after_it() -> None:
     connection = ready()
     connection.send([STATUS])
     receive_all(connection, b"5\r\n")
-    connection.next_sync_marker()
+    connection.next_reply_sync_request()
     receive(connection, {"return": 1}, {"return": {}, "id": 1})
     assert receive_all(connection, b"5\r\n") == []
     connection.send([STATUS] * MAX_COMMANDS_IN_FLIGHT)
@@ -273,13 +273,13 @@ def test_a_marker_waits_while_qemu_may_hold_seven_commands() -> None:
     connection = ready()
     connection.send([STATUS] * MAX_COMMANDS_IN_FLIGHT)
     assert summarize(receive_all(connection, b"5\r\n")) == [UNCLEAR] * MAX_COMMANDS_IN_FLIGHT
-    assert connection.next_sync_marker() is None, "the noise may have been no reply"
+    assert connection.next_reply_sync_request() is None, "the noise may have been no reply"
     receive(connection, {"return": 1})
-    assert connection.next_sync_marker() is not None
+    assert connection.next_reply_sync_request() is not None
     receive_all(connection, b"5\r\n")
-    assert connection.next_sync_marker() is None, "QEMU may hold six commands and the marker"
+    assert connection.next_reply_sync_request() is None, "QEMU may hold six commands and the marker"
     receive(connection, {"return": 2})
-    assert connection.next_sync_marker() is not None
+    assert connection.next_reply_sync_request() is not None
     receive(connection, *[{"return": n} for n in range(5)], {"return": {}, "id": 1}, {"return": {}, "id": 2})
     assert not connection.out_of_sync
 

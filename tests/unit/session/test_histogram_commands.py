@@ -7,7 +7,7 @@ import pytest
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK, BLOCK_BACKING
 from agent.model.record import Vm
-from agent.qmp.commands import AllowList, Command, OptInChange, set_histograms_command
+from agent.qmp.commands import AllowList, Command, OptInQemuChange, set_histograms_command
 from agent.session.disk_histogram_state_machine import HistogramState
 from agent.session.latency_histogram_tracker import (
     DETACHED_VM_RETENTION_SECONDS,
@@ -69,7 +69,7 @@ def test_the_commands_are_permitted_by_their_change() -> None:
     histograms = attached()
     histograms.on_samples(VM, [sample()])
     ((_, command),) = histograms.pop_pending_commands(VM)
-    assert AllowList([OptInChange.LATENCY_HISTOGRAMS]).encode(command)
+    assert AllowList([OptInQemuChange.LATENCY_HISTOGRAMS]).encode(command)
 
 
 @pytest.mark.parametrize("name", ["read", "write", "flush", "zone_append"])
@@ -208,9 +208,9 @@ class OneCommand:
         self.outcome = done
 
 
-@pytest.mark.parametrize("changes", [(OptInChange.LATENCY_HISTOGRAMS,), ()])
+@pytest.mark.parametrize("changes", [(OptInQemuChange.LATENCY_HISTOGRAMS,), ()])
 async def test_a_session_sends_the_command_after_a_poll_if_the_change_is_permitted(
-    fake: FakeQemu, changes: tuple[OptInChange, ...]
+    fake: FakeQemu, changes: tuple[OptInQemuChange, ...]
 ) -> None:
     fake.replies["block-latency-histogram-set"] = {}
     observer, controller = RecordingObserver(), OneCommand()
@@ -234,7 +234,10 @@ async def test_thresholds_and_histograms_are_set_after_the_same_poll(fake: FakeQ
     ]
     observer = RecordingObserver()
     context = session_context(
-        OptInChange.LATENCY_HISTOGRAMS, OptInChange.WRITE_THRESHOLD, thresholds=thresholds, histograms=histograms
+        OptInQemuChange.LATENCY_HISTOGRAMS,
+        OptInQemuChange.WRITE_THRESHOLD,
+        thresholds=thresholds,
+        histograms=histograms,
     )
     async with supervised(observer, fake.path, context=context):
         await observer.wait_until(lambda: histograms.outcome is not None)

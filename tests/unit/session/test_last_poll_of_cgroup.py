@@ -10,7 +10,7 @@ from agent.collectors import PollIntervals
 from agent.model.metrics.vm_process_and_interfaces import CGROUP
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.recording_observer import RecordingObserver, session_context, supervised
-from tests.unit.host.test_process_lookup import write_process_files
+from tests.unit.host.test_qemu_process_identification import write_process_files
 
 THREAD = 71
 NAME = "machine.slice/vm1"

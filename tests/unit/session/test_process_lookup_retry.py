@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from agent.collectors import PollIntervals
-from agent.host.process_lookup import find_process
+from agent.host.qemu_process_identification import identify_qemu_process
 from agent.model.metrics.identity import IDENTITY
 from agent.model.metrics.vm_process_and_interfaces import PROCESS
 from agent.session import host_process
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.recording_observer import RecordingObserver, session_context, supervised
-from tests.unit.host.test_process_lookup import write_process_files
+from tests.unit.host.test_qemu_process_identification import write_process_files
 
 THREAD = 71
 
@@ -31,9 +31,9 @@ async def test_a_lookup_that_took_too_long_is_repeated_before_the_next_resync(
         lookups += 1
         if lookups == 1:
             raise TimeoutError
-        return find_process(*arguments)
+        return identify_qemu_process(*arguments)
 
-    monkeypatch.setattr(host_process, "find_process", slow_at_first)
+    monkeypatch.setattr(host_process, "identify_qemu_process", slow_at_first)
     observer = RecordingObserver()
     context = session_context(root=tmp_path, intervals=PollIntervals(poll=10.0, resync=3600.0))
 

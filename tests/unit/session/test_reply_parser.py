@@ -11,7 +11,7 @@ from agent.collectors.base import MAX_SAMPLES
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK
 from agent.qmp.commands import Command
-from agent.qmp.errors import UnexpectedReplyError
+from agent.qmp.errors import UnexpectedReplyTypeError
 from agent.session.reply_parser import SAMPLES_PER_TURN, collect_in_steps
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.recording_observer import RecordingObserver, supervised
@@ -58,11 +58,11 @@ def test_samples_are_read_in_turns_up_to_the_maximum(count: int, turns: int, tru
 def test_an_error_in_a_later_turn_is_raised() -> None:
     def failing(_replies: Any) -> Iterator[Sample]:
         yield from numbered([SAMPLES_PER_TURN])
-        raise UnexpectedReplyError("broken")
+        raise UnexpectedReplyTypeError("broken")
 
     steps = collect_in_steps(Collector("failing", (BLOCK,), lambda _facts: (), failing), [0])
     next(steps)
-    with pytest.raises(UnexpectedReplyError, match="broken"):
+    with pytest.raises(UnexpectedReplyTypeError, match="broken"):
         next(steps)
 
 

@@ -14,8 +14,8 @@ from agent.collectors.base import Replies
 from agent.model.family import Sample
 from agent.model.metrics.runstate import RUNSTATE
 from agent.qmp.client import QmpClient
-from agent.qmp.commands import Command, OptInChange
-from agent.qmp.errors import UnexpectedReplyError
+from agent.qmp.commands import Command, OptInQemuChange
+from agent.qmp.errors import UnexpectedReplyTypeError
 from agent.session.scheduler import SLACK_SECONDS, SPACING_SECONDS, Pacer, Schedule
 from agent.session.shared_types import CollectorIndex, PollOutcome
 from tests.lab.fake_qemu import FakeError, FakeQemu
@@ -233,7 +233,7 @@ async def test_an_invalid_answer_fails_only_its_collector(fake: FakeQemu) -> Non
     assert observer.types("vm") == ["vm.attached", "vm.detached"]
 
 
-@pytest.mark.parametrize("failure", [ZeroDivisionError("a bug"), UnexpectedReplyError("no sense")])
+@pytest.mark.parametrize("failure", [ZeroDivisionError("a bug"), UnexpectedReplyTypeError("no sense")])
 async def test_a_collector_that_raises_affects_no_other_collector_or_vm(
     fake: FakeQemu, failure: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -271,7 +271,7 @@ async def test_guest_statistics_are_enabled_if_allowed_and_off(fake: FakeQemu) -
     observer = RecordingObserver()
     give_balloon(fake, interval=0)
     async with supervised(
-        observer, fake.path, context=session_context(OptInChange.GUEST_STATS_INTERVAL, guest_stats_seconds=15)
+        observer, fake.path, context=session_context(OptInQemuChange.GUEST_STATS_INTERVAL, guest_stats_seconds=15)
     ):
         await observer.wait_for_polls(1, "guest_memory")
     (change,) = [request["arguments"] for request in fake.requests if request.get("execute") == "qom-set"]
@@ -283,7 +283,7 @@ async def test_an_interval_that_another_client_set_is_kept(fake: FakeQemu) -> No
     observer = RecordingObserver()
     give_balloon(fake, interval=3)
     async with supervised(
-        observer, fake.path, context=session_context(OptInChange.GUEST_STATS_INTERVAL, guest_stats_seconds=15)
+        observer, fake.path, context=session_context(OptInQemuChange.GUEST_STATS_INTERVAL, guest_stats_seconds=15)
     ):
         await observer.wait_for_polls(1, "guest_memory")
     assert "qom-set" not in executed(fake)
@@ -293,7 +293,7 @@ async def test_guest_statistics_that_cannot_be_enabled_are_not_polled(fake: Fake
     observer = RecordingObserver()
     give_balloon(fake, interval=0)
     fake.replies["qom-set"] = FakeError()
-    async with supervised(observer, fake.path, context=session_context(OptInChange.GUEST_STATS_INTERVAL)):
+    async with supervised(observer, fake.path, context=session_context(OptInQemuChange.GUEST_STATS_INTERVAL)):
         await observer.wait_for_polls(3)
     assert observer.outcomes("guest_memory") == []
     assert observer.types("vm") == ["vm.attached", "vm.detached"]
@@ -302,7 +302,7 @@ async def test_guest_statistics_that_cannot_be_enabled_are_not_polled(fake: Fake
 async def test_migration_events_are_enabled_if_allowed_and_off(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     fake.replies["migrate-set-capabilities"] = {}
-    async with supervised(observer, fake.path, context=session_context(OptInChange.MIGRATION_EVENTS)):
+    async with supervised(observer, fake.path, context=session_context(OptInQemuChange.MIGRATION_EVENTS)):
         await observer.wait_for_polls(4)
     (change,) = [
         request["arguments"] for request in fake.requests if request.get("execute") == "migrate-set-capabilities"
@@ -314,7 +314,7 @@ async def test_migration_events_are_enabled_if_allowed_and_off(fake: FakeQemu) -
 async def test_migration_is_polled_if_its_events_cannot_be_enabled(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     fake.replies["migrate-set-capabilities"] = FakeError("GenericError", "There's a migration process in progress")
-    async with supervised(observer, fake.path, context=session_context(OptInChange.MIGRATION_EVENTS)):
+    async with supervised(observer, fake.path, context=session_context(OptInQemuChange.MIGRATION_EVENTS)):
         await observer.wait_for_polls(3, "migration")
         fake.replies["query-migrate-capabilities"] = EVENTS_ENABLED
         fake.drop()

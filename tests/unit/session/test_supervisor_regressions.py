@@ -4,7 +4,7 @@ import pytest
 
 from agent.collectors import ALL_COLLECTORS
 from agent.collectors.base import Collector, PollIntervals, at_poll_interval, no_commands_to_send
-from agent.host.types import KernelFilesRequest
+from agent.host.types import KernelFilesToRead
 from agent.session.shared_types import CollectorIndex, MonitorState
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.recording_observer import RecordingObserver, session_context, supervised
@@ -60,7 +60,7 @@ async def test_host_collectors_are_polled_while_qemu_stalls_during_a_resync(fake
         no_commands_to_send,
         lambda _: (),
         at_poll_interval,
-        files=lambda _: (KernelFilesRequest("/proc", ("uptime",)),),
+        files=lambda _: (KernelFilesToRead("/proc", ("uptime",)),),
     )
     context = session_context(collectors=CollectorIndex((*ALL_COLLECTORS, clock)), intervals=PollIntervals())
     async with supervised(observer, fake.path, context=context):

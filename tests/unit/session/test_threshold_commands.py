@@ -8,7 +8,7 @@ import pytest
 
 from agent.collectors import PollIntervals
 from agent.model.record import Vm
-from agent.qmp.commands import Command, OptInChange
+from agent.qmp.commands import Command, OptInQemuChange
 from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.recording_observer import RecordingObserver, session_context, supervised
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
@@ -65,7 +65,7 @@ async def test_threshold_commands_run_one_by_one_and_their_outcomes_are_reported
 ) -> None:
     fake.replies["block-set-write-threshold"] = lambda a: FakeError() if a["node-name"] == "bad" else {}
     controller = RecordingController(a=threshold("n1"), b=threshold("bad"), c=threshold("n2"))
-    context = session_context(OptInChange.WRITE_THRESHOLD, thresholds=controller, intervals=SLOW)
+    context = session_context(OptInQemuChange.WRITE_THRESHOLD, thresholds=controller, intervals=SLOW)
     async with supervised(observer, fake.path, context=context), asyncio.timeout(TIMEOUT_SECONDS):
         while len(controller.outcomes) < 3:
             controller.outcome_added.clear()
@@ -99,7 +99,7 @@ async def test_a_command_that_stalls_is_reported_when_qemu_answers(fake: FakeQem
     async with supervised(
         observer,
         fake.path,
-        context=session_context(OptInChange.WRITE_THRESHOLD, thresholds=controller),
+        context=session_context(OptInQemuChange.WRITE_THRESHOLD, thresholds=controller),
     ):
         await observer.wait_until(lambda: observer.records("vm.stalled"))
         assert controller.outcomes == []
@@ -114,7 +114,7 @@ async def test_a_command_on_a_lost_connection_is_reported_as_not_done(
 ) -> None:
     fake.hang("block-set-write-threshold")
     controller = RecordingController(a=threshold("n1"))
-    context = session_context(OptInChange.WRITE_THRESHOLD, thresholds=controller)
+    context = session_context(OptInQemuChange.WRITE_THRESHOLD, thresholds=controller)
     async with supervised(observer, fake.path, context=context):
         await fake.wait_for("block-set-write-threshold")
         fake.drop()

@@ -1,6 +1,6 @@
 """Threshold commands after a stall are dropped, because they were computed from old samples."""
 
-from agent.qmp.commands import OptInChange
+from agent.qmp.commands import OptInQemuChange
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.recording_observer import RecordingObserver, session_context, supervised
 from tests.unit.session.test_threshold_commands import RecordingController, nodes_of_commands, threshold
@@ -13,7 +13,7 @@ async def test_commands_that_remain_after_a_stall_are_dropped(fake: FakeQemu) ->
     async with supervised(
         observer,
         fake.path,
-        context=session_context(OptInChange.WRITE_THRESHOLD, thresholds=controller),
+        context=session_context(OptInQemuChange.WRITE_THRESHOLD, thresholds=controller),
     ):
         await observer.wait_until(lambda: observer.records("vm.stalled"))
         fake.release("block-set-write-threshold")

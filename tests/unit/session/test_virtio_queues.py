@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from agent.model.metrics.block_stall import VIRTIO_QUEUE
-from agent.qmp.commands import VIRTIO_QUEUE_STATUS, OptInChange
+from agent.qmp.commands import VIRTIO_QUEUE_STATUS, OptInQemuChange
 from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.recording_observer import RecordingObserver, session_context, supervised
 
@@ -41,7 +41,7 @@ def queried(fake: FakeQemu) -> list[dict[str, Any]]:
 
 async def test_each_queue_of_a_disk_that_qemu_serves_is_queried_and_no_other(disks: FakeQemu) -> None:
     observer = RecordingObserver()
-    async with supervised(observer, disks.path, context=session_context(OptInChange.VIRTIO_QUEUES)):
+    async with supervised(observer, disks.path, context=session_context(OptInQemuChange.VIRTIO_QUEUES)):
         await observer.wait_until(lambda: observer.outcomes("virtio_queues"))
         await observer.wait_for_polls(3)
     assert queried(disks)[:2] == [{"path": path_of("own"), "queue": 0}, {"path": path_of("own"), "queue": 1}]
@@ -56,7 +56,7 @@ async def test_each_queue_of_a_disk_that_qemu_serves_is_queried_and_no_other(dis
 
 async def test_no_queue_is_queried_unless_the_config_allows_it(disks: FakeQemu) -> None:
     observer = RecordingObserver()
-    others = set(OptInChange) - {OptInChange.VIRTIO_QUEUES, OptInChange.OWN_MONITOR}
+    others = set(OptInQemuChange) - {OptInQemuChange.VIRTIO_QUEUES, OptInQemuChange.OWN_MONITOR}
     async with supervised(observer, disks.path, context=session_context(*others)):
         await observer.wait_for_polls(3)
     assert queried(disks) == []
@@ -64,7 +64,7 @@ async def test_no_queue_is_queried_unless_the_config_allows_it(disks: FakeQemu) 
 
 
 async def test_no_queue_is_queried_after_a_device_was_unplugged_until_its_type_is_known(disks: FakeQemu) -> None:
-    observer, context = RecordingObserver(), session_context(OptInChange.VIRTIO_QUEUES)
+    observer, context = RecordingObserver(), session_context(OptInQemuChange.VIRTIO_QUEUES)
     async with supervised(observer, disks.path, context=context):
         await observer.wait_until(lambda: observer.outcomes("virtio_queues"))
         (vm,) = context.schedule_by_vm
@@ -87,6 +87,6 @@ async def test_no_queue_is_queried_after_a_device_was_unplugged_until_its_type_i
 async def test_a_vm_without_readable_disks_has_no_queues(disks: FakeQemu, reply: Any) -> None:
     disks.replies["query-blockstats"] = reply
     observer = RecordingObserver()
-    async with supervised(observer, disks.path, context=session_context(OptInChange.VIRTIO_QUEUES)):
+    async with supervised(observer, disks.path, context=session_context(OptInQemuChange.VIRTIO_QUEUES)):
         await observer.wait_for_polls(1, "inventory")
     assert queried(disks) == []

@@ -5,11 +5,18 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from agent.common.client_tls import ClientTlsConfig
-from agent.common.config_types import Bytes, ConfigSection, HostPort, PositiveSeconds, Topic, expand_secret_path
+from agent.common.config_types import (
+    Bytes,
+    ConfigSection,
+    HostPort,
+    PositiveSeconds,
+    Topic,
+    expand_credentials_directory,
+)
 from agent.delivery.sinks.base_config import SinkConfig
-from agent.delivery.sinks.kafka.message import DEFAULT_FILTERS, ContentMode, FilterAttribute
+from agent.delivery.sinks.kafka.message import DEFAULT_HEADER_ATTRIBUTES, ContentMode, HeaderAttribute
 from agent.delivery.sinks.kafka.sasl_config import SaslConfig
-from agent.model.state_records import STATE_PREFIX
+from agent.model.state_topic_records import STATE_PREFIX
 
 
 class KafkaConnectionConfig(SinkConfig):
@@ -59,7 +66,7 @@ class KafkaConnectionConfig(SinkConfig):
         paths = list(self.tls.paths) if self.tls is not None else []
         paths += self.sasl.paths if self.sasl is not None else []
         for path in paths:
-            expand_secret_path(path)
+            expand_credentials_directory(path)
 
 
 class TopicRouteConfig(ConfigSection):
@@ -125,7 +132,7 @@ class KafkaConfig(KafkaConnectionConfig):
     content_mode: ContentMode = ContentMode.STRUCTURED
     """Content mode of the CloudEvents Kafka binding. structured: the message value is the whole record, and message headers repeat the
     attributes in `headers`. binary: the message value is the record's `data`, and message headers have all attributes."""
-    headers: list[FilterAttribute] = list(DEFAULT_FILTERS)
+    headers: list[HeaderAttribute] = list(DEFAULT_HEADER_ATTRIBUTES)
     """Attributes that structured mode repeats as message headers, with the prefix `ce_`.
 
     Each additional header adds 1 to 5 % to compressed batches.

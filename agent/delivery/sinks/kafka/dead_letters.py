@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
 from agent.delivery.sinks.base import SinkError
-from agent.delivery.sinks.kafka.message import NO_TIMESTAMP, Header, MessageEncoder, remove_data
+from agent.delivery.sinks.kafka.message import NO_TIMESTAMP, Header, MessageEncoder, remove_record_data
 from agent.model.record import EncodedRecord
 
 REASON_HEADER = "dead_letter_reason"
@@ -80,7 +80,7 @@ class DeadLetterTopic:
         self, producer: AIOKafkaProducer, record: EncodedRecord, *, truncated: bool
     ) -> asyncio.Future[object]:
         """Enqueue a dead letter in the producer, and return the future of its acknowledgement."""
-        key, value, headers = self._encode(remove_data(record) if truncated else record)
+        key, value, headers = self._encode(remove_record_data(record) if truncated else record)
         headers = headers + self._rejection_headers(record, truncated=truncated)
         acknowledgement: asyncio.Future[object] = await producer.send(
             self._topic, value=value, key=key, headers=headers, timestamp_ms=NO_TIMESTAMP

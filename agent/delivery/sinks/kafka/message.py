@@ -29,7 +29,7 @@ NO_TIMESTAMP = -1
 """Kafka's value for a message without a timestamp. Brokers accept this value regardless of their clocks and limits."""
 
 
-class FilterAttribute(StrEnum):
+class HeaderAttribute(StrEnum):
     """Attribute that structured mode can repeat as a header, so that consumers filter records without parsing them."""
 
     TYPE = "type"
@@ -44,10 +44,12 @@ class FilterAttribute(StrEnum):
     ID = "id"
 
 
-DEFAULT_FILTERS = (FilterAttribute.TYPE,)
+DEFAULT_HEADER_ATTRIBUTES = (HeaderAttribute.TYPE,)
 """Attributes that are headers by default. The message key identifies the VM already."""
 
-_TYPE_FILTERS = frozenset({FilterAttribute.TYPE, FilterAttribute.SEVERITYNUMBER, FilterAttribute.SEVERITYTEXT})
+_TYPE_HEADER_ATTRIBUTES = frozenset(
+    {HeaderAttribute.TYPE, HeaderAttribute.SEVERITYNUMBER, HeaderAttribute.SEVERITYTEXT}
+)
 """Attributes that depend only on the type and the severity of a record."""
 
 _STRUCTURED_TYPE: Header = ("content-type", CONTENT_TYPE.encode())
@@ -81,15 +83,15 @@ MessageEncoder = Callable[[EncodedRecord], KafkaMessage]
 class StructuredMessageEncoder:
     """Encodes records into messages in structured mode. All messages have the same attributes as headers."""
 
-    def __init__(self, filters: Iterable[FilterAttribute] = DEFAULT_FILTERS) -> None:
+    def __init__(self, filters: Iterable[HeaderAttribute] = DEFAULT_HEADER_ATTRIBUTES) -> None:
         """Set up an encoder.
 
         Args:
-            filters: record attributes to send as message headers. The headers are in the order of `FilterAttribute`.
+            filters: record attributes to send as message headers. The headers are in the order of `HeaderAttribute`.
         """
-        self._filters = [name for name in FilterAttribute if name in set(filters)]
-        self._own_filters = [name for name in self._filters if name not in _TYPE_FILTERS]
-        self._needs_only_type = self._filters in ([], [FilterAttribute.TYPE])
+        self._filters = [name for name in HeaderAttribute if name in set(filters)]
+        self._own_filters = [name for name in self._filters if name not in _TYPE_HEADER_ATTRIBUTES]
+        self._needs_only_type = self._filters in ([], [HeaderAttribute.TYPE])
         # Returns the headers of a record type, a list for each severity. Messages share these lists, because most have no other headers.
         self._type_headers = lru_cache(maxsize=1024)(self._make_type_headers)
 
@@ -115,9 +117,9 @@ class StructuredMessageEncoder:
         headers = []
         for severity in Severity:
             values = {
-                FilterAttribute.TYPE: record_type,
-                FilterAttribute.SEVERITYNUMBER: str(severity.opentelemetry_number),
-                FilterAttribute.SEVERITYTEXT: severity.opentelemetry_text,
+                HeaderAttribute.TYPE: record_type,
+                HeaderAttribute.SEVERITYNUMBER: str(severity.opentelemetry_number),
+                HeaderAttribute.SEVERITYTEXT: severity.opentelemetry_text,
             }
             filters = [name for name in self._filters if name in values]
             headers.append([_STRUCTURED_TYPE, *((f"{HEADER_PREFIX}{name}", values[name].encode()) for name in filters)])
@@ -126,13 +128,13 @@ class StructuredMessageEncoder:
     def _make_own_headers(self, record: EncodedRecord, vm: Vm) -> list[Header]:
         """Return the headers with a value that differs between records of one type."""
         values = {
-            FilterAttribute.HOST: sanitize(vm.host),
-            FilterAttribute.SOURCE: vm.source,
-            FilterAttribute.VMUUID: vm.uuid,
-            FilterAttribute.VMNAME: sanitize(vm.name) if vm.uuid else "",
-            FilterAttribute.VMNAMESPACE: sanitize(vm.namespace),
-            FilterAttribute.SUBJECT: sanitize(record.subject) if record.subject.strip() else "",
-            FilterAttribute.ID: record.id,
+            HeaderAttribute.HOST: sanitize(vm.host),
+            HeaderAttribute.SOURCE: vm.source,
+            HeaderAttribute.VMUUID: vm.uuid,
+            HeaderAttribute.VMNAME: sanitize(vm.name) if vm.uuid else "",
+            HeaderAttribute.VMNAMESPACE: sanitize(vm.namespace),
+            HeaderAttribute.SUBJECT: sanitize(record.subject) if record.subject.strip() else "",
+            HeaderAttribute.ID: record.id,
         }
         return [(f"{HEADER_PREFIX}{name}", values[name].encode()) for name in self._own_filters if values[name]]
 
@@ -152,7 +154,9 @@ def _tombstone_message(record: EncodedRecord) -> KafkaMessage:
     return record.key.encode(), None, []
 
 
-def build_message_encoder(mode: ContentMode, filters: Iterable[FilterAttribute] = DEFAULT_FILTERS) -> MessageEncoder:
+def build_message_encoder(
+    mode: ContentMode, filters: Iterable[HeaderAttribute] = DEFAULT_HEADER_ATTRIBUTES
+) -> MessageEncoder:
     """Return the encoder of a content mode.
 
     Args:
@@ -162,7 +166,7 @@ def build_message_encoder(mode: ContentMode, filters: Iterable[FilterAttribute] 
     return binary_message if mode is ContentMode.BINARY else StructuredMessageEncoder(filters)
 
 
-def remove_data(record: EncodedRecord) -> EncodedRecord:
+def remove_record_data(record: EncodedRecord) -> EncodedRecord:
     """Return a copy of a record with its attributes but with null as `data`, for a topic that rejects the record as too large."""
     attributes, _, _ = record.body.partition(_DATA_MEMBER)
     return replace(record, body=attributes + _DATA_MEMBER + b"null}")

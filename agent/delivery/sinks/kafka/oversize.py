@@ -54,11 +54,11 @@ class OversizeRecordFinder:
         else:
             self._rejected_batches.append((topic, uncompressed_bytes, ids))
 
-    def remember_smallest_accepted(self, topic: str, records: Sequence[EncodedRecord]) -> None:
+    def remember_smallest_accepted_record(self, topic: str, records: Sequence[EncodedRecord]) -> None:
         """Remember the smallest record of a batch that Kafka accepted."""
         self._smallest_accepted[topic] = min(records, key=_body_bytes)
 
-    def remove_suspects(self, ids: set[str]) -> None:
+    def remove_from_suspects(self, ids: set[str]) -> None:
         """Remove records from the suspects, because they need no further attempt."""
         self._suspects -= ids
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import StringConstraints, model_validator
 
-from agent.common.config_types import ConfigSection, SecretPath, expand_secret_path
+from agent.common.config_types import ConfigSection, SecretPath, expand_credentials_directory
 from agent.delivery.sinks.kafka.oauth_config import OauthConfig
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class SaslConfig(ConfigSection):
         if self.mechanism == "OAUTHBEARER":
             return options | {"sasl_oauth_token_provider": self._token_provider}
         assert self.password_file is not None, "the validator has checked it"
-        password = expand_secret_path(self.password_file).read_text("utf-8").split("\n", 1)[0]
+        password = expand_credentials_directory(self.password_file).read_text("utf-8").split("\n", 1)[0]
         return options | {"sasl_plain_username": self.username, "sasl_plain_password": password}
 
     @cached_property

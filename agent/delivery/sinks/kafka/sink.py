@@ -189,7 +189,7 @@ class KafkaSink:
             await self._send_dead_letters(producer, self._dead_letters, rejected)
         self._rejected -= ids
         self._acknowledged -= ids
-        self._oversize.remove_suspects(ids)
+        self._oversize.remove_from_suspects(ids)
         return rejected
 
     async def _send_dead_letters(
@@ -293,7 +293,7 @@ class KafkaSink:
                 self._stop_timestamps(topic)
                 raise
             self._acknowledged.update(ids)
-            self._oversize.remember_smallest_accepted(topic, records[start:end])
+            self._oversize.remember_smallest_accepted_record(topic, records[start:end])
             start = end
 
     def _latest_allowed_timestamp(self, topic: str) -> int:

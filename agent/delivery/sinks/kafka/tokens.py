@@ -39,20 +39,20 @@ class Token:
     Attributes:
         text: the token itself.
         fetched_at: when the token was requested, in seconds of a monotonic clock.
-        lifetime: seconds from `fetched_at` until the token expires; None if the endpoint does not report the lifetime.
+        lifetime_seconds: seconds from `fetched_at` until the token expires; None if the endpoint does not report the lifetime.
     """
 
     text: str
     fetched_at: float
-    lifetime: float | None
+    lifetime_seconds: float | None
 
     def is_fresh(self, now: float) -> bool:
         """Return whether the token needs no replacement yet; False if its lifetime is unknown."""
-        return self.lifetime is not None and now < self.fetched_at + REFRESH_AFTER * self.lifetime
+        return self.lifetime_seconds is not None and now < self.fetched_at + REFRESH_AFTER * self.lifetime_seconds
 
     def is_valid(self, now: float) -> bool:
         """Return whether the token has not expired; False if its lifetime is unknown."""
-        return self.lifetime is not None and now < self.fetched_at + self.lifetime
+        return self.lifetime_seconds is not None and now < self.fetched_at + self.lifetime_seconds
 
 
 class OidcTokenProvider(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka has no types
@@ -111,10 +111,10 @@ class OidcTokenProvider(AbstractTokenProvider):  # type: ignore[misc]  # aiokafk
                 body += chunk
                 if len(body) > MAX_RESPONSE_BYTES:
                     raise ValueError("the response is too large")
-            return parse_token(response.status, bytes(body), fetched_at)
+            return parse_token_response(response.status, bytes(body), fetched_at)
 
 
-def parse_token(status: int, body: bytes, fetched_at: float) -> Token:
+def parse_token_response(status: int, body: bytes, fetched_at: float) -> Token:
     """Return the token in a response of a token endpoint.
 
     Args:

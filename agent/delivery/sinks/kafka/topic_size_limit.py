@@ -19,18 +19,18 @@ class TopicSizeLimit:
 
     Attributes:
         max_message_bytes: the topic's max.message.bytes; None if the agent cannot read the setting.
-        smallest_other: bytes of the smallest other record in the batch or acknowledged earlier; None without another record.
+        smallest_other_bytes: bytes of the smallest other record in the batch or acknowledged earlier; None without another record.
     """
 
     max_message_bytes: int | None
-    smallest_other: int | None
+    smallest_other_bytes: int | None
 
     def is_record_too_large(self, size: int) -> bool:
         """Return whether a rejected record of `size` bytes is too large for a topic that accepts other records."""
         if self.max_message_bytes is not None and size <= self.max_message_bytes:
             return False  # the limit was raised after the rejection
-        if self.max_message_bytes is not None and self.smallest_other is not None:
-            return min(self.smallest_other, TYPICAL_RECORD_BYTES) <= self.max_message_bytes
+        if self.max_message_bytes is not None and self.smallest_other_bytes is not None:
+            return min(self.smallest_other_bytes, TYPICAL_RECORD_BYTES) <= self.max_message_bytes
         return size >= TYPICAL_RECORD_BYTES
 
 

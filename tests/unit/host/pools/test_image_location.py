@@ -12,7 +12,7 @@ from agent.host.mounts import Mount
 from agent.host.pools.base import ImageLocation, Pool, PoolReading, UnknownPool
 from agent.host.pools.filesystem import FileSystemPoolSource
 from agent.host.pools.filesystem_reader import FileSystemReader, FileSystemStats
-from agent.host.pools.image_location import ImageLocator, QemuAndAgentMounts, local_path, read_mounts
+from agent.host.pools.image_location import ImageLocator, QemuAndAgentMounts, local_path, read_mounts_of_process
 
 ROOT_MOUNT = Mount(1, 0, "8:1", "/", "/", "xfs", "/dev/sda1")
 
@@ -72,7 +72,7 @@ async def test_a_file_is_on_the_mount_of_its_directory(reader: FileSystemReader,
     location = await locate(reader, tmp_path / "a.qcow2")
     assert isinstance(location, ImageLocation)
     assert location.mount is not None
-    assert location.mount in read_mounts("self")
+    assert location.mount in read_mounts_of_process("self")
     assert str(tmp_path).startswith(location.directory)
     assert location.quota_directory == ""
 

@@ -15,7 +15,7 @@ FAILED_STATES = frozenset({"offline", "transport-offline", "deleted", "deleting"
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceActivity:
+class BlockDeviceActivity:
     """I/O requests and state of a block device at one instant.
 
     Attributes:
@@ -31,12 +31,12 @@ class DeviceActivity:
     suspended: bool = False
 
     @property
-    def is_suspect(self) -> bool:
+    def may_hang(self) -> bool:
         """True if the device may hang. Only a second reading shows whether the device hangs."""
         return self.suspended or self.state in HANGING_STATES or self.in_flight > 0
 
 
-def read_device_activity(number: str, sys: Path = _SYS) -> DeviceActivity | None:
+def read_block_device_activity(number: str, sys: Path = _SYS) -> BlockDeviceActivity | None:
     """Return the activity of a block device; None if the agent cannot see the device.
 
     Args:
@@ -52,15 +52,15 @@ def read_device_activity(number: str, sys: Path = _SYS) -> DeviceActivity | None
     # A partition has the state of its disk, which is in the parent directory.
     states = (_read_word(device / name) for name in ("device/state", "../device/state"))
     suspended = _read_word(device / "dm/suspended") == "1"
-    return DeviceActivity(in_flight, completed, next(filter(None, states), ""), suspended)
+    return BlockDeviceActivity(in_flight, completed, next(filter(None, states), ""), suspended)
 
 
-def describe_device_failure(activity: DeviceActivity) -> str:
+def describe_block_device_failure(activity: BlockDeviceActivity) -> str:
     """Return a text that says why all requests of a device fail; empty if the device accepts requests."""
     return f"the device is {activity.state}, and its requests fail" if activity.state in FAILED_STATES else ""
 
 
-def describe_device_stall(before: DeviceActivity, after: DeviceActivity, seconds: float) -> str:
+def describe_block_device_stall(before: BlockDeviceActivity, after: BlockDeviceActivity, seconds: float) -> str:
     """Return a text that says why a device does not answer; empty if the device completes requests or has none.
 
     Args:

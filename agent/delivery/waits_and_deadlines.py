@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeliveryTimings:
+class DeliveryWaitsAndDeadlines:
     """Waits and deadlines, in seconds.
 
     Attributes:

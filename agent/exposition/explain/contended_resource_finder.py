@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from agent.common.units import format_bytes
+from agent.common.durations_and_sizes import format_bytes
 from agent.exposition.explain.cpu_and_memory import find_cpu_quota, find_cpu_waiting, find_swapped
 from agent.exposition.explain.disks import slow_disks_by_pool
 from agent.exposition.explain.evidence import Evidence
@@ -91,7 +91,7 @@ def _used_resources(evidence: Evidence) -> Iterator[tuple[HostResource, LabelVal
         yield HostResource.MEMORY, (), {"bytes": sum(known)}
     for pool, devices, _ in evidence.pools_of_disks():
         rates = [
-            evidence.rates(BLOCK, (device,), (f"{kind}_bytes_total", f"{kind}s_total"))
+            evidence.counter_rates(BLOCK, (device,), (f"{kind}_bytes_total", f"{kind}s_total"))
             for device in devices
             for kind in ("read", "write")
         ]
@@ -103,10 +103,12 @@ def _used_resources(evidence: Evidence) -> Iterator[tuple[HostResource, LabelVal
 
 def _process_cpus(evidence: Evidence) -> float | None:
     """Return how many host CPUs all threads of a VM's process use; None if unknown."""
-    rates = evidence.rates(PROCESS, (), ("user_seconds_total", "system_seconds_total"))
+    rates = evidence.counter_rates(PROCESS, (), ("user_seconds_total", "system_seconds_total"))
     if rates:
         return sum(rates.values())
-    known = [evidence.rate(VCPU, "cpu_seconds_total", labels) for labels in evidence.values_by_subject(VCPU)]
+    known = [
+        evidence.counter_rate(VCPU, "cpu_seconds_total", labels) for labels in evidence.latest_values_by_subject(VCPU)
+    ]
     return sum(rate for rate in known if rate is not None) if any(rate is not None for rate in known) else None
 
 

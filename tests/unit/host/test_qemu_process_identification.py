@@ -9,8 +9,8 @@ import pytest
 
 from agent.host.interfaces import find_process_interfaces
 from agent.host.process import Process
-from agent.host.process_lookup import UnidentifiedProcessError, find_process
-from agent.host.types import KernelFilesRequest
+from agent.host.qemu_process_identification import UnidentifiedProcessError, identify_qemu_process
+from agent.host.types import KernelFilesToRead
 
 STATUS = "Name:\t{name}\nUmask:\t0022\nTgid:\t{tgid}\nPid:\t{tid}\nNSpid:\t{ids}\nThreads:\t2\n"
 STAT = "{tid} (x) S " + "0 " * 18 + "500 0 0 0\n"
@@ -47,7 +47,7 @@ def count_open_descriptors(pid: int) -> int:
 
 def lookup_error(socket_owner: int | None, threads: list[int], root: Path) -> str:
     with pytest.raises(UnidentifiedProcessError) as caught:
-        find_process(socket_owner, threads, root)
+        identify_qemu_process(socket_owner, threads, root)
     return str(caught.value)
 
 
@@ -56,7 +56,7 @@ def lookup_error(socket_owner: int | None, threads: list[int], root: Path) -> st
 
 def test_the_process_that_opened_the_socket_and_has_the_threads_is_qemu(tmp_path: Path) -> None:
     write_process_files(tmp_path, 70, 71, 72, name="renamed")
-    qemu = find_process(70, [71, 72], tmp_path)
+    qemu = identify_qemu_process(70, [71, 72], tmp_path)
     assert (qemu.process.pid, qemu.threads) == (70, {71: 71, 72: 72})
     qemu.process.close()
 
@@ -64,7 +64,7 @@ def test_the_process_that_opened_the_socket_and_has_the_threads_is_qemu(tmp_path
 def test_a_manager_that_opened_the_socket_is_not_taken_for_qemu(tmp_path: Path) -> None:
     write_process_files(tmp_path, 50, name="libvirtd")
     write_process_files(tmp_path, 70, 71, name="qemu-kvm")
-    qemu = find_process(50, [71], tmp_path)
+    qemu = identify_qemu_process(50, [71], tmp_path)
     assert qemu.process.pid == 70
     qemu.process.close()
 
@@ -87,7 +87,7 @@ def test_thread_ids_of_a_pid_namespace_are_translated(tmp_path: Path) -> None:
     for tid, inner in ((70, 1), (71, 5), (72, 6)):
         write_thread_files(tmp_path, 70, tid, ids=f"{tid}\t{inner}")
     write_process_files(tmp_path, 5, 6)  # another process, whose threads have these ids on the host
-    qemu = find_process(70, [5, 6], tmp_path)
+    qemu = identify_qemu_process(70, [5, 6], tmp_path)
     assert (qemu.process.pid, qemu.threads) == (70, {5: 71, 6: 72})
     qemu.process.close()
     write_process_files(tmp_path, 50, name="launcher")
@@ -101,7 +101,7 @@ def test_without_thread_ids_the_socket_owner_must_have_qemus_name(tmp_path: Path
     write_process_files(tmp_path, 50, name="libvirtd")
     write_process_files(tmp_path, 70)
     assert "no process has the threads" in lookup_error(50, [], tmp_path)
-    qemu = find_process(70, [], tmp_path)
+    qemu = identify_qemu_process(70, [], tmp_path)
     assert qemu.process.pid == 70
     qemu.process.close()
 
@@ -117,9 +117,9 @@ def test_the_error_names_why_a_process_is_unknown(tmp_path: Path) -> None:
 def test_files_of_several_directories_are_read_and_unreadable_ones_are_none(child: subprocess.Popen[bytes]) -> None:
     process = Process(child.pid)
     requests = [
-        KernelFilesRequest("", ("stat", "no", "fd/")),
-        KernelFilesRequest("/sys/class/net/lo", ("ifindex", "no")),
-        KernelFilesRequest("/no", ("such",)),
+        KernelFilesToRead("", ("stat", "no", "fd/")),
+        KernelFilesToRead("/sys/class/net/lo", ("ifindex", "no")),
+        KernelFilesToRead("/no", ("such",)),
     ]
     replies = process.read_files(requests)
     assert [reply.request for reply in replies] == requests
@@ -134,7 +134,7 @@ def test_files_of_several_directories_are_read_and_unreadable_ones_are_none(chil
 
 def test_nothing_is_read_after_the_process_has_ended(child: subprocess.Popen[bytes]) -> None:
     process = Process(child.pid)
-    request = KernelFilesRequest("", ("stat", "schedstat", "status", "io", "fd/"))
+    request = KernelFilesToRead("", ("stat", "schedstat", "status", "io", "fd/"))
     assert None not in process.read_files([request])[0].contents
     child.kill()
     child.wait()
@@ -161,7 +161,7 @@ def test_a_file_that_the_kernel_returns_in_parts_is_read_whole() -> None:
 def test_no_descriptor_stays_open(child: subprocess.Popen[bytes], tmp_path: Path) -> None:
     before = count_open_descriptors(os.getpid())
     process = Process(child.pid)
-    process.read_files([KernelFilesRequest("", ("stat", "no", "fd/"))])
+    process.read_files([KernelFilesToRead("", ("stat", "no", "fd/"))])
     find_process_interfaces(process, {})
     process.close()
     lookup_error(child.pid, [1], Path("/"))
@@ -176,12 +176,12 @@ def test_the_cgroup_is_the_nearest_ancestor_that_counts_memory(tmp_path: Path) -
     (tmp_path / "proc/70/cgroup").write_text(f"9:memory:/x\n0::{scope}/emulator\n")
     (tmp_path / f"sys/fs/cgroup{scope}/emulator").mkdir(parents=True)
     (tmp_path / f"sys/fs/cgroup{scope}/memory.current").write_text("5\n")
-    qemu = find_process(70, [71], tmp_path)
+    qemu = identify_qemu_process(70, [71], tmp_path)
     assert (qemu.cgroup, qemu.cgroup_name) == (f"/sys/fs/cgroup{scope}", f"{scope}/emulator")
     qemu.process.close()
     for elsewhere in ("0::/\n", "9:memory:/x\n", "", "0::/../../etc\n"):
         (tmp_path / "proc/70/cgroup").write_text(elsewhere)
-        qemu = find_process(70, [71], tmp_path)
+        qemu = identify_qemu_process(70, [71], tmp_path)
         assert qemu.cgroup is None
         qemu.process.close()
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from agent.collectors.base import Collector, Replies, VmFacts, at_poll_interval, no_commands_to_send
 from agent.host.procfs import parse_net_dev, parse_unsigned_int, parse_unsigned_ints
-from agent.host.types import KernelFilesRequest, VirtualFunctionCountersRequest, VmHostInterface
+from agent.host.types import KernelFilesToRead, VirtualFunctionCountersToRead, VmHostInterface
 from agent.model.family import FieldValues, Sample
 from agent.model.field_reader import FieldReader
 from agent.model.metrics.vm_process_and_interfaces import NET
@@ -43,22 +43,22 @@ class _DescribedInterface:
         self.counters = _TAP_COUNTERS if interface.directions_swapped else _MACVTAP_COUNTERS
 
 
-def _files(facts: VmFacts) -> Sequence[KernelFilesRequest]:
+def _files(facts: VmFacts) -> Sequence[KernelFilesToRead]:
     files = [_to_file_request(interface) for interface in facts.interfaces if interface.same_netns]
     other_netns = tuple(_DescribedInterface(interface) for interface in facts.interfaces if not interface.same_netns)
-    return [*files, KernelFilesRequest("net", ("dev",), other_netns)] if other_netns else files
+    return [*files, KernelFilesToRead("net", ("dev",), other_netns)] if other_netns else files
 
 
-def _to_file_request(interface: VmHostInterface) -> KernelFilesRequest:
+def _to_file_request(interface: VmHostInterface) -> KernelFilesToRead:
     described = _DescribedInterface(interface)
     if interface.vf is not None:
-        return VirtualFunctionCountersRequest("", (*described.counters, "mac"), described, vf=interface.vf)
-    return KernelFilesRequest(f"/sys/class/net/{interface.name}/statistics", described.counters, described)
+        return VirtualFunctionCountersToRead("", (*described.counters, "mac"), described, vf=interface.vf)
+    return KernelFilesToRead(f"/sys/class/net/{interface.name}/statistics", described.counters, described)
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
     for request, contents in replies:
-        if isinstance(request, VirtualFunctionCountersRequest):
+        if isinstance(request, VirtualFunctionCountersToRead):
             *counters, mac = contents
             if any(counter is not None for counter in counters):
                 address = {"mac": mac.decode()} if mac else {}

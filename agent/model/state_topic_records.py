@@ -16,7 +16,7 @@ STATE_PREFIX = "qemu.state."
 
 
 @dataclass(frozen=True, slots=True)
-class StateRecordSource(Vm):
+class StateRecordEntity(Vm):
     """The source of a state record: a VM, an alert or the host.
 
     Attributes:

@@ -5,7 +5,7 @@ from typing import Any
 
 from aiohttp import web
 
-from agent.exposition.explain.cause_table import NO_CAUSE_TEXT, explain
+from agent.exposition.explain.cause_table import NO_CAUSE_TEXT, find_causes
 from agent.exposition.explain.evidence import Evidence
 from agent.exposition.snapshot import VmView
 from agent.http.overview import OverviewSource
@@ -13,16 +13,18 @@ from agent.model.json_encoding import encode_json
 from agent.model.record import Vm, sanitize
 
 
-class ExplanationHandler:
+class SlowVmExplanationHandler:
     """Request handler that explains a VM's state from stored values, without commands to QEMU."""
 
     def __init__(self, source: OverviewSource) -> None:
         self._source = source
 
-    async def explain(self, request: web.Request) -> web.Response:
+    async def explain_slow_vm(self, request: web.Request) -> web.Response:
         """Return the explanation as JSON. The query parameter `vm` is the VM's UUID or name."""
         vm, view = self._find(request.query.get("vm", ""))
-        return web.Response(body=encode_json(explanation_json(self._source, vm, view)), content_type="application/json")
+        return web.Response(
+            body=encode_json(slow_vm_explanation_json(self._source, vm, view)), content_type="application/json"
+        )
 
     def _find(self, name: str) -> tuple[Vm, VmView]:
         """Return the VM with this UUID or name.
@@ -43,11 +45,11 @@ class ExplanationHandler:
         return found[0]
 
 
-def explanation_json(source: OverviewSource, vm: Vm, view: VmView) -> dict[str, Any]:
+def slow_vm_explanation_json(source: OverviewSource, vm: Vm, view: VmView) -> dict[str, Any]:
     """Return the explanation of a VM as JSON: the causes, the most likely first, and a summary in one sentence."""
     now = time.time()
     alerts = [alert for alert in source.firing_alerts() if alert["uuid"] == vm.uuid]
-    causes = explain(Evidence.from_samples(source.snapshot, view, alerts, now))
+    causes = find_causes(Evidence.from_samples(source.snapshot, view, alerts, now))
     return {
         "uuid": vm.uuid,
         "name": sanitize(vm.name),

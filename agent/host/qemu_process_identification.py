@@ -46,7 +46,7 @@ class QemuProcess:
     cgroup_name: str
 
 
-def find_process(socket_owner: int | None, threads: Sequence[int], root: Path = ROOT) -> QemuProcess:
+def identify_qemu_process(socket_owner: int | None, threads: Sequence[int], root: Path = ROOT) -> QemuProcess:
     """Return the process of a QEMU. The call blocks for some milliseconds.
 
     Args:

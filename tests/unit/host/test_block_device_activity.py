@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.host.device_activity import (
-    DeviceActivity,
-    describe_device_failure,
-    describe_device_stall,
-    read_device_activity,
+from agent.host.block_device_activity import (
+    BlockDeviceActivity,
+    describe_block_device_failure,
+    describe_block_device_stall,
+    read_block_device_activity,
 )
 from agent.host.pools.base import (
     ImageLocation,
@@ -21,9 +21,9 @@ from agent.host.pools.base import (
 )
 from agent.host.pools.block_device import BlockDevicePoolSource
 
-IDLE = DeviceActivity(0, 100)
-BUSY = DeviceActivity(3, 100)
-SUSPENDED = DeviceActivity(0, 100, suspended=True)
+IDLE = BlockDeviceActivity(0, 100)
+BUSY = BlockDeviceActivity(3, 100)
+SUSPENDED = BlockDeviceActivity(0, 100, suspended=True)
 
 
 @pytest.mark.parametrize(
@@ -32,29 +32,29 @@ SUSPENDED = DeviceActivity(0, 100, suspended=True)
         (IDLE, IDLE, ""),
         (IDLE, BUSY, ""),
         (BUSY, IDLE, ""),
-        (BUSY, DeviceActivity(3, 101), ""),
+        (BUSY, BlockDeviceActivity(3, 101), ""),
         (BUSY, BUSY, "3 requests wait, and the device has completed none for 5 s"),
-        (BUSY, DeviceActivity(9, 100), "9 requests wait"),
+        (BUSY, BlockDeviceActivity(9, 100), "9 requests wait"),
         (SUSPENDED, SUSPENDED, "the device mapper has suspended the device"),
         (SUSPENDED, IDLE, ""),
         (IDLE, SUSPENDED, ""),
-        (DeviceActivity(state="blocked"), DeviceActivity(state="blocked"), "the device is blocked"),
-        (DeviceActivity(state="blocked"), DeviceActivity(state="running"), ""),
-        (DeviceActivity(state="running"), DeviceActivity(state="running"), ""),
-        (DeviceActivity(state="connecting"), DeviceActivity(state="connecting"), "the device is connecting"),
-        (DeviceActivity(state="resetting"), DeviceActivity(state="live"), ""),
+        (BlockDeviceActivity(state="blocked"), BlockDeviceActivity(state="blocked"), "the device is blocked"),
+        (BlockDeviceActivity(state="blocked"), BlockDeviceActivity(state="running"), ""),
+        (BlockDeviceActivity(state="running"), BlockDeviceActivity(state="running"), ""),
+        (BlockDeviceActivity(state="connecting"), BlockDeviceActivity(state="connecting"), "the device is connecting"),
+        (BlockDeviceActivity(state="resetting"), BlockDeviceActivity(state="live"), ""),
     ],
 )
 def test_a_device_is_silent_if_it_completes_no_request_or_is_blocked(
-    before: DeviceActivity, after: DeviceActivity, reason: str
+    before: BlockDeviceActivity, after: BlockDeviceActivity, reason: str
 ) -> None:
-    stall = describe_device_stall(before, after, 5.0)
+    stall = describe_block_device_stall(before, after, 5.0)
     assert stall.startswith(reason) if reason else stall == ""
 
 
 @pytest.mark.parametrize("state", ["offline", "transport-offline", "dead", "running", "live", "blocked", ""])
 def test_requests_fail_on_a_device_that_is_offline(state: str) -> None:
-    assert bool(describe_device_failure(DeviceActivity(state=state))) == (
+    assert bool(describe_block_device_failure(BlockDeviceActivity(state=state))) == (
         state in ("offline", "transport-offline", "dead")
     )
 
@@ -100,19 +100,19 @@ def test_the_activity_of_a_partition_has_the_state_of_its_disk(tmp_path: Path) -
     disk.set_file("device/state", "running")
     partition = Device(tmp_path, "qmpa1", "8:1", of="qmpa")
     partition.set_activity(2, 40)
-    assert read_device_activity("8:1", tmp_path) == DeviceActivity(2, 40, "running")
+    assert read_block_device_activity("8:1", tmp_path) == BlockDeviceActivity(2, 40, "running")
 
 
 @pytest.mark.parametrize("content", ["", "1 2 3", "a b c d e f g h i j k"])
 def test_an_activity_that_cannot_be_read_is_unknown(tmp_path: Path, content: str) -> None:
     Device(tmp_path, "qmpa", "8:0").set_file("stat", content)
-    assert read_device_activity("8:0", tmp_path) is None
-    assert read_device_activity("8:9", tmp_path) is None
+    assert read_block_device_activity("8:0", tmp_path) is None
+    assert read_block_device_activity("8:9", tmp_path) is None
 
 
 def test_the_activity_of_an_old_kernel_has_fewer_fields(tmp_path: Path) -> None:
     Device(tmp_path, "qmpa", "8:0").set_file("stat", "10 0 0 0 5 0 0 0 1 0 0")
-    assert read_device_activity("8:0", tmp_path) == DeviceActivity(1, 15)
+    assert read_block_device_activity("8:0", tmp_path) == BlockDeviceActivity(1, 15)
 
 
 async def test_an_idle_device_answers(tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from agent.exposition.explain.cause_table import explain
+from agent.exposition.explain.cause_table import find_causes
+from agent.exposition.explain.contended_resource_finder import MAX_VMS, ResourceContentionFinder
 from agent.exposition.explain.evidence import Evidence
-from agent.exposition.explain.resource_contention import MAX_VMS, ResourceContentionFinder
 from agent.exposition.snapshot import Snapshot
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK
@@ -26,7 +26,7 @@ class SomeVms:
 
     def vm(self, name: str) -> Vm:
         vm = Vm("hv1", f"uuid-{name}", name, f"/run/{name}.qmp")
-        if not self.snapshot.is_attached(vm):
+        if not self.snapshot.is_vm_attached(vm):
             self.snapshot.update_monitor_status(status(vm, key=name))
         return vm
 
@@ -64,13 +64,13 @@ class SomeVms:
             finder.add_vm(vm, view)
         return finder.contended_resources()
 
-    def explain(self, name: str) -> list[str]:
+    def find_causes(self, name: str) -> list[str]:
         (view,) = [view for vm, view in self.snapshot.one_view_per_uuid() if vm.name == name]
         sample = Sample(HOST, (), {"online_cpus": 4, "contention": self.contention()})
         self.snapshot.replace_host_sample(sample, NOW)
         return [
             cause["sentence"]
-            for cause in explain(Evidence.from_samples(self.snapshot, view, (), NOW))
+            for cause in find_causes(Evidence.from_samples(self.snapshot, view, (), NOW))
             if cause["cause"] == "neighbours"
         ]
 
@@ -110,7 +110,7 @@ def test_a_vm_that_its_own_quota_stops_does_not_wait_for_others() -> None:
     vms.rates("web-1", CGROUP, cpu_periods=10, cpu_throttled_periods=6, cpu_throttled_seconds=0.9)
     vms.cpu("batch", used=3.0)
     assert vms.contention() == []
-    assert vms.explain("web-1") == []
+    assert vms.find_causes("web-1") == []
 
 
 def test_only_vms_on_the_same_pool_take_what_a_slow_disk_waits_for() -> None:
@@ -123,10 +123,10 @@ def test_only_vms_on_the_same_pool_take_what_a_slow_disk_waits_for() -> None:
     assert names(found["taking"]) == ["backup", "db"]
     assert "waits for the storage /slow: db (200 ms for a request)" in found["sentence"]
     assert "backup (900 operations/s, 3.52 MiB/s)" in found["sentence"]
-    assert vms.explain("db") == [
+    assert vms.find_causes("db") == [
         "Other VMs take 99 % of the requests to /slow while this VM waits for them: backup (900 operations/s, 3.52 MiB/s)."
     ]
-    assert vms.explain("backup") == vms.explain("other") == []
+    assert vms.find_causes("backup") == vms.find_causes("other") == []
 
 
 def test_swapped_memory_is_beside_the_largest_vms() -> None:
@@ -169,7 +169,7 @@ def test_neighbours_that_take_less_than_half_of_the_cpus_are_not_the_cause() -> 
     vms = SomeVms()
     vms.cpu("web-1", used=0.2, waiting=0.6)
     vms.cpu("batch", used=1.9)
-    assert vms.explain("web-1") == []
+    assert vms.find_causes("web-1") == []
     vms.cpu("batch-2", used=0.3)
-    (sentence,) = vms.explain("web-1")
+    (sentence,) = vms.find_causes("web-1")
     assert "55 % of the host's CPUs while this VM waits for them: batch (1.9 CPUs), batch-2 (0.3 CPUs)" in sentence

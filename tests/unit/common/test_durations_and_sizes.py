@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.common.units import format_bytes, parse_bytes, parse_seconds
+from agent.common.durations_and_sizes import format_bytes, parse_bytes, parse_seconds
 
 
 @pytest.mark.parametrize(

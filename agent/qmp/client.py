@@ -80,9 +80,7 @@ class QmpClient(asyncio.Protocol):
         self._has_all_results = False
         self._batch: asyncio.Future[list[CommandResult]] | None = None
         self._idle: asyncio.Future[None] | None = None
-        self._in_sync: asyncio.Future[None] | None = (
-            None  # completes when replies can be assigned to commands again; None if no call waits
-        )
+        self._in_sync: asyncio.Future[None] | None = None  # completes when replies belong to known commands again
         self._probe: tuple[int, asyncio.Future[None]] | None = None
 
     @classmethod

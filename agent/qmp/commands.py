@@ -137,7 +137,7 @@ def _is_same_json(first: object, second: object) -> bool:
 
 
 def _adds_own_socket(arguments: Mapping[str, Any]) -> bool:
-    """Return whether `commands_to_add_own_monitor` builds such arguments of `chardev-add`; any absolute path that ends in `.qmp` is right."""
+    """Return whether `commands_to_add_own_monitor` returns such arguments of `chardev-add`, for any absolute path that ends in `.qmp`."""
     try:
         path = arguments["backend"]["data"]["addr"]["data"]["path"]
     except (KeyError, TypeError):

@@ -24,7 +24,7 @@ REQUEST_SECONDS = 10.0
 MAX_ALERTS_PER_REQUEST = 256
 """Maximum number of alerts in a request. Prometheus uses the same number (--alertmanager.notification-batch-size)."""
 MAX_RESPONSE_BYTES = 1 << 20
-"""Maximum size of a response that the agent reads."""
+"""Maximum size of a response that the agent reads, in bytes."""
 
 
 class AlertmanagerMember:
@@ -32,7 +32,7 @@ class AlertmanagerMember:
 
     Attributes:
         name: the URL without user and password, for log lines.
-        error: why the last request failed; None if it succeeded, or if no request was sent yet.
+        error: why the last request failed; None after a success, or if no request was sent yet.
         up: whether the last request succeeded; None if no request was sent yet.
         alerts_sent: number of alerts that Alertmanager accepted.
         failed_requests: number of failed attempts to send the alerts.

@@ -2,8 +2,8 @@
 
 Like Prometheus, the agent repeats each firing alert, and repeats each resolved alert for `RESOLVED_SECONDS`. If the agent dies,
 Alertmanager resolves the agent's alerts when their `endsAt` has passed. The annotation `resolved_by` shows why an alert was resolved.
-The agent sends the annotation `agent lost` with each firing alert, and Alertmanager keeps that value if the agent dies. When the agent
-resolves an alert, the agent sends the true cause instead.
+The agent sends each firing alert with the annotation `resolved_by: agent lost`. Alertmanager keeps that annotation if the agent dies.
+When the agent resolves an alert, the annotation has the true cause instead.
 
 The watchdog is a pair of alerts about the host: `agent_running` and `agent_lost`. Inhibition rules in Alertmanager mute each of the two
 alerts while the other fires. After the agent's last request, `agent_running` ends soon, and `agent_lost` ends much later. So Alertmanager
@@ -29,7 +29,7 @@ RUNNING_INTERVALS = 3
 `RUNNING_INTERVALS` is lower than `ENDS_AFTER_INTERVALS`, so that `agent_lost` fires before the other alerts end.
 """
 RESOLVED_BY_AGENT_LOST = "agent lost"
-"""Value of the annotation `resolved_by` of an alert that Alertmanager resolves because the agent stopped sending."""
+"""Value of the annotation `resolved_by` of each firing alert. The value is true if the agent dies and Alertmanager ends the alert."""
 AGENT_LOST = "agent_lost"
 AGENT_RUNNING = "agent_running"
 
@@ -82,7 +82,7 @@ class AlertmanagerRequests:
             self._causes[fingerprint] = cause
 
     def compose(self, alerts: Iterable[Alert], now: float) -> list[dict[str, Any]]:
-        """Return the body of a request: the firing and the recently resolved alerts, and the watchdog's alerts.
+        """Return the body of a request: the firing alerts, the recently resolved alerts and the watchdog's alerts.
 
         Args:
             alerts: the firing alerts.
@@ -168,7 +168,7 @@ def _to_json(alert: Alert, ends_at: float, resolved_by: str, extra_labels: Mappi
         "labels": {key: value for key, value in labels.items() if value},
         "annotations": {key: value for key, value in annotations.items() if value},
         "startsAt": _format_rfc3339(started),
-        "endsAt": _format_rfc3339(max(ends_at, started)),  # Alertmanager rejects an alert that ends before it starts
+        "endsAt": _format_rfc3339(max(ends_at, started)),  # Alertmanager rejects an alert that ends before its start
     }
 
 

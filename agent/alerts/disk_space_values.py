@@ -1,4 +1,4 @@
-"""Values of a disk's usage, for alert records and for `block_space` samples. Pure."""
+"""Fields of a disk's usage, for alert records and for `block_space` samples. Pure."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Types for write thresholds: a disk's policy in the config, the layers that QEMU reports, and crossed levels. Pure."""
+"""Types for the alert levels of disks: the policy in the config, the layers that QEMU reports, and crossed levels. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class LimitedBy(StrEnum):
     POOL = "pool"
     """The free space of the pool that the image is on."""
     UNKNOWN = "unknown"
-    """The pool of the image is unknown. The limit is then the size of the disk, unless the image can grow beyond it."""
+    """The pool of the image is unknown. The limit is then the size of the disk. An image that can outgrow this size has no known limit."""
 
 
 class LevelResolvedReason(StrEnum):

@@ -38,7 +38,7 @@ class DiskUsage:
         pool: The pool of the image that the guest writes to; None while the agent searches for the pool.
         limit: The usage at which the disk is full, in bytes; 0 if unknown.
         limited_by: What determines `limit`: the pool, the device or the virtual size.
-        max_usage: The usage that the disk can reach if its pool does not fill up, in bytes.
+        max_usage: The highest usage that the disk could reach in a pool of unlimited size, in bytes.
         growth: The growth over the last minutes.
     """
 
@@ -67,17 +67,17 @@ class DiskUsage:
 
     @property
     def used_bytes_measure(self) -> str:
-        """Kind of `used`: `allocated` for the allocated bytes of a file or volume, `offset` for the highest write offset in a device."""
+        """What `used` counts: `allocated` for the allocated bytes of a file or volume, `offset` for a device's highest write offset."""
         return "allocated" if self.storage.driver in FILE_DRIVERS or self.is_raw_on_thin_volume else "offset"
 
     @property
     def is_raw_on_thin_volume(self) -> bool:
-        """True for a raw disk on a thin volume. Only the pool reports the usage of that disk, because the guest writes at any offset."""
+        """True for a raw disk on a thin volume. The guest writes at any offset, so only the pool reports the usage of that disk."""
         return self.volume_allocated_bytes is not None and self.storage.driver not in FILE_DRIVERS and self.is_raw
 
     @property
     def allocated_bytes(self) -> int | None:
-        """Allocated bytes of the file or the volume; None if they are unknown."""
+        """Allocated bytes of the file or the volume; None if unknown."""
         if self.volume_allocated_bytes is not None and self.is_raw_on_thin_volume:
             return min(self.volume_allocated_bytes, self.format.size)  # ZFS also counts the metadata of a volume
         return self.storage.allocated
@@ -97,7 +97,7 @@ class DiskUsage:
 
     @property
     def _used_at_reading(self) -> int:
-        """Usage of the disk when the pool was last read. The limit adds the pool's free bytes at that time."""
+        """Usage of the disk in bytes when the pool was last read. The limit is this usage plus the pool's free bytes at that time."""
         read_at, used = self._read_at_and_usage
         return used if isinstance(self.pool, PoolUsage) and self.pool.read_at == read_at else self.used
 
@@ -112,12 +112,12 @@ class DiskUsage:
 
     @property
     def _pool_free(self) -> int | None:
-        """Free bytes of the pool; None if they are unknown."""
+        """Free bytes of the pool; None if unknown."""
         return self.pool.free if isinstance(self.pool, PoolUsage) else None
 
     @property
     def is_limit_known(self) -> bool:
-        """True if the limit is known. False while the agent searches for a file's pool, and until the agent has read that pool."""
+        """False while the agent searches for a file's pool, and before the first read of that pool; otherwise True."""
         pool = self.pool
         is_pending = pool is None or (isinstance(pool, PoolUsage) and pool.reading is None and not pool.error)
         return self.used_bytes_measure == "offset" or not is_pending
@@ -134,7 +134,7 @@ class DiskUsage:
 
     @property
     def is_usage_known(self) -> bool:
-        """True if the usage is known. A highest write offset of 0 counts as unknown, because QEMU starts at 0 when it opens an image."""
+        """True if the usage is known. A highest write offset of 0 counts as unknown, because QEMU begins at 0 with each opened image."""
         return self.allocated_bytes is not None if self.used_bytes_measure == "allocated" else self.offset > 0
 
     @property
@@ -153,7 +153,7 @@ class DiskUsage:
     def time_to_full(self) -> float | None:
         """Seconds until the disk is full at the current growth rate; None if the disk does not grow or its growth is unknown."""
         if self.limited_by is LimitedBy.POOL and isinstance(self.pool, PoolUsage):
-            return self.pool.time_to_full  # the pool's growth counts, because other disks also write to it
+            return self.pool.time_to_full  # the pool's growth counts, because other disks also write to the pool
         rate = self.growth.rate
         return self.free / rate if rate and self.free else None
 

@@ -1,7 +1,7 @@
 """The alert engine: evaluates the events and polls of all VMs, and stores which alerts fire. Pure.
 
 The engine returns the records to send and the commands to execute. Each record comes with a persistent entry: a JSON value with the VM's
-alerts after the record. The journal stores the record and the entry in one transaction. So each alert is emitted exactly once, even if
+alerts as of this record. The journal stores the record and the entry in one transaction. So each alert is emitted exactly once, even if
 the agent is killed.
 """
 
@@ -260,7 +260,7 @@ class AlertEngine:
         return self._to_changes(self._guests.on_samples(state, families, samples, time_ns)) if state is not None else []
 
     def on_guest_queries_disabled(self, vm: Vm, time_ns: int) -> list[AlertChange]:
-        """Handle a VM whose guest agent is no longer queried."""
+        """Resolve the alerts of a guest agent that is no longer queried."""
         state = self._processes.find_attached_process_of_vm(vm)
         return self._to_changes(self._guests.on_disabled(state, time_ns)) if state is not None else []
 

@@ -1,4 +1,4 @@
-"""Fires and resolves alerts when QEMU's events arrive. Pure: it returns records."""
+"""Fires and resolves alerts when QEMU's events arrive. Pure: the module returns records."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -19,12 +19,15 @@ _RULES_BY_EVENT = {
     for event in {rule.event for rule in FAILURE_EVENT_RULES}
 }
 HANDLED_EVENTS = frozenset({"BLOCK_WRITE_THRESHOLD", "MIGRATION", *RUN_STATE_EVENTS, *_RULES_BY_EVENT})
-"""Events that may fire an alert or change the run state. `AlertStore.resolving_events` has the events that may resolve an alert."""
+"""Events that may fire an alert of `EventAlerts` or change the run state.
+
+`AlertStore.resolving_events` has the events that may resolve an alert.
+"""
 
 _JOB_FAILED = next(rule for rule in FAILURE_EVENT_RULES if rule.alert == "job_failed")
 
 MAX_FAILED_JOBS = 256
-"""Maximum number of failed jobs to remember between two polls of the jobs, so that their failures are not reported twice."""
+"""Maximum number of failed jobs to remember until the next poll of the jobs. That poll does not report a remembered job again."""
 
 
 class EventAlerts:
@@ -52,7 +55,7 @@ class EventAlerts:
     def _apply_rule(
         self, state: VmProcessState, rule: FailureEventRule, event: Record, data: Mapping[str, Any], now_ns: int
     ) -> Iterator[Record]:
-        """Fire a rule's alert. Do nothing if the event stopped the guest, and the guest has certainly run since then."""
+        """Fire a rule's alert. If the event stopped the guest and the guest has certainly run since the event, do nothing."""
         if rule.status and state.run.has_run_since(event.time_ns):
             return
         device, located = self._disks.device_of_event(state, event.subject, data)

@@ -29,7 +29,7 @@ def fully_allocated_image_bytes(driver: str, size: int, cluster_bytes: int = 0) 
 
 
 def _refcount_bytes(other_clusters: int, cluster_size: int) -> int:
-    """Return the size in bytes of the refcount table and the refcount blocks, which count their own clusters, too."""
+    """Return the size of the refcount table and the refcount blocks, in bytes. The blocks also count the clusters of table and blocks."""
     refcount_blocks = table_clusters = total_clusters = 0
     while True:
         refcount_blocks = ceil((other_clusters + table_clusters + refcount_blocks) / (cluster_size // _REFCOUNT_BYTES))

@@ -1,7 +1,6 @@
 """Guest-agent alerts: full file systems, frozen file systems and a wrong clock in the guest, and a lost guest agent. Pure.
 
-The guest agent reports the values, so a guest can report false values. Only a newer value resolves an alert. The loss of the guest agent
-resolves no alert.
+A guest can report false values, because the guest agent runs in the guest. The loss of the guest agent resolves no alert.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ FROZEN_ALERT = "guest_frozen"
 CLOCK_ALERT = "guest_clock_offset"
 
 CLOCK_POLLS = 2
-"""Number of consecutive polls that must show an offset before the alert fires. After a pause, a guest needs time to correct its clock."""
+"""Number of consecutive polls that must show a wrong clock before the alert fires. A guest corrects its clock some time after a pause."""
 
 
 class GuestAlerts:
@@ -64,7 +63,7 @@ class GuestAlerts:
             guest.agent_lost_ns = time_ns
 
     def _on_session(self, state: VmProcessState, session: str, time_ns: int) -> Iterator[Record]:
-        """Handle the state of the session with the guest agent."""
+        """Handle the state of the session with the guest agent: `up`, `unresponsive` or `absent`. Other states change nothing."""
         guest = state.guest
         if session == "unresponsive":
             guest.agent_unresponsive_ns = guest.agent_unresponsive_ns or time_ns
@@ -106,7 +105,7 @@ class GuestAlerts:
                 yield from self._on_session(state, str(sample.values.get("state", "")), time_ns)
 
     def on_disabled(self, state: VmProcessState, time_ns: int) -> Iterator[Record]:
-        """Resolve the alerts of a guest agent that is no longer queried, because no later value can resolve these alerts."""
+        """Resolve the alerts of a guest agent that is no longer queried. No later value can resolve these alerts."""
         guest = state.guest
         guest.agent_unresponsive_ns = guest.frozen_ns = guest.clock_polls = 0
         names = {FILESYSTEM_ALERT, FROZEN_ALERT, CLOCK_ALERT}

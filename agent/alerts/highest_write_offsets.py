@@ -1,7 +1,7 @@
 """The highest write offset of each disk image, by the image's path. Pure.
 
-QEMU resets an image's highest write offset to 0 whenever it opens the image, although the image keeps its data. The agent therefore
-keeps the offset when a VM is powered off, when a disk is unplugged and when the agent restarts.
+QEMU resets the highest write offset of an image to 0 at each opening of the image, although the image keeps its data. So the agent keeps
+the offset when a VM is powered off, when a disk is unplugged and when the agent restarts.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from agent.alerts.disk_threshold_types import may_be_same_device
 MAX_IMAGES = 16384
 """Maximum number of images. If more images are known, the agent removes the image that was polled longest ago."""
 PERSIST_GROWTH_DIVISOR = 256
-"""An offset is stored again after it has grown by more than the image's size divided by this number."""
+"""The offset is stored again after a growth of more than the image's size divided by `PERSIST_GROWTH_DIVISOR`."""
 
 
 class ImageKey(NamedTuple):

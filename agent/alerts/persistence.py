@@ -19,7 +19,7 @@ IMAGE_ENTRY_PREFIX = "images/"
 """Prefix of the name of an image's entry. The image's path follows."""
 
 PENDING_SECONDS = 60.0
-"""How long an alert's condition has to hold before its start time is stored, in seconds. A shorter condition causes no write."""
+"""How long a condition has to hold before the journal stores when the condition began, in seconds."""
 
 EntryNameAndValue = tuple[str, Any]
 """The name and the JSON value of a persistent entry. The value None deletes the stored entry."""
@@ -100,9 +100,11 @@ class AlertPersistence:
     def entries_to_store(self, now_ns: int = 0) -> list[EntryNameAndValue]:
         """Return the entries to store or to delete now.
 
-        The entry of a VM is due if its guest has started or if the VM was removed. The entry is also due if an alert's condition has held
-        for `PENDING_SECONDS`, or if a stored condition has ended. The entry of an image is due if the guest has written much to the image.
-        The entry of snapshots is due if the snapshots of a VM have changed.
+        The entry of a VM is due if the guest has started or if the VM was removed. The VM's entry is also due if an alert's condition has
+        held for `PENDING_SECONDS`, or if a stored condition has ended.
+
+        The entry of an image is due if the guest has written much to the image. The entry of snapshots is due if the snapshots of a VM have
+        changed.
 
         Args:
             now_ns: The current time in nanoseconds since the epoch.

@@ -36,7 +36,7 @@ GrowersLookup = Callable[[PoolUsage], Sequence[GrowingDisk]]
 FILLING, UNRESPONSIVE = "pool_filling", "pool_unresponsive"
 
 GUESTS_STAND_STILL = "guests stand still"
-"""Level of the critical alert of an unresponsive pool. The alert fires only if a disk of a guest on the pool stalls."""
+"""Level of the critical alert of an unresponsive pool. The critical alert fires only if a disk on the pool stalls."""
 
 POOL_ALERT_TEXTS = {
     FILLING: "A pool exceeded an alert level. One alert covers all VMs on the pool.",
@@ -79,7 +79,7 @@ class PoolAlerts:
         registry.on_new_pool = self.on_new_pool
 
     def set_policy(self, policy_lookup: PoolPolicyLookup) -> list[PoolUsage]:
-        """Replace the alert policy of pools. Return all pools. The caller then compares each pool with its new levels."""
+        """Replace the alert policy of pools, and return all pools. The caller has to compare each pool with its new levels."""
         self._policy_lookup = policy_lookup
         usages = list(self._registry)
         for usage in usages:
@@ -87,7 +87,7 @@ class PoolAlerts:
         return usages
 
     def on_new_pool(self, usage: PoolUsage) -> None:
-        """Store whether the config sets alert levels of space for a new pool. A block device never has alert levels."""
+        """Set the pool's attribute `has_levels` from the config. A block device never has alert levels."""
         usage.has_levels = usage.pool.kind is not PoolKind.DEVICE and self._policy_lookup(usage).watches_space
 
     def on_reading(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
@@ -188,7 +188,7 @@ class PoolAlerts:
         }
 
     def entries_to_store(self) -> list[EntryNameAndValue]:
-        """Return the entries of pools whose growth has a new point, and entries with the value None for removed pools."""
+        """Return the entries of pools with a new point in their growth history, and entries with the value None for removed pools."""
         usages = [usage for usage in self._registry if usage.pool.kind is not PoolKind.DEVICE]
         changed_pools = [
             self.entry_of_pool(usage)

@@ -1,7 +1,7 @@
 """Growth rate of used space over windows of ten seconds to one day, and the forecast of the time until a pool is full. Pure.
 
-A forecast may look ahead six times as far as it looks back. So ten seconds of writes can forecast that a pool is full within a minute, but
-not that the pool is full tomorrow.
+A forecast looks ahead at most six times as long as its window. So ten seconds of writes can forecast a full pool within a minute, but not
+a full pool tomorrow.
 """
 
 from array import array
@@ -20,12 +20,12 @@ DAY_SECONDS = 86400.0
 """Length of a day in seconds."""
 
 LOOK_AHEAD = 6.0
-"""Maximum time that a forecast looks ahead, as a multiple of its window. Forecasts of the longest window are not limited."""
+"""Maximum time that a forecast looks ahead, as a multiple of its window. A forecast from the longest window has no maximum."""
 
 STEADY_SHARE = 0.5
-"""Minimum rate over the next shorter window, as a share of the rate over a window. Below this minimum, the growth is ending.
+"""Minimum ratio of the growth rate over the next shorter window to the growth rate over a window.
 
-A forecast then ignores the longer of the two windows, except the window of one day.
+Below this ratio, the growth is ending, and a forecast ignores the longer window. A forecast never ignores the window of one day.
 """
 
 SAME_SHARE = 0.1
@@ -35,18 +35,18 @@ SMOOTHING_WINDOWS = 2
 """Maximum number of longer windows that can smooth the growth rate of a window."""
 
 TOLERANCE = 0.6
-"""Share of a window by which the time between two measurements may exceed the window."""
+"""How much longer than a window the time between two measurements may be, as a share of the window."""
 
 
 @dataclass(slots=True)
 class _UsedBytesSeries:
-    """A time series of used bytes. Two points have a minimum distance in time, and the newest point is the last.
+    """A time series of used bytes, the oldest point first. Two points have a minimum distance in time.
 
     Attributes:
         spacing: minimum time between two points, in seconds.
         length: age at which a point is removed, in seconds.
         times: times of the points in seconds since the epoch.
-        used: used bytes of the points. Arrays take a tenth of the memory of tuples.
+        used: used bytes of the points. An array takes a tenth of the memory of a list of tuples.
     """
 
     spacing: float
@@ -72,8 +72,8 @@ class _UsedBytesSeries:
     def slope_from(self, index: int, time: float, used: float) -> float:
         """Return the growth in bytes per second from a point to a later measurement.
 
-        The growth is the slope between two means: one over the first third of the points, one over the last third. Means are needed
-        because single points vary: Btrfs counts old copies of rewritten data as used until its next commit.
+        The growth is the slope between two means: one over the first third of the points, one over the last third. Single points
+        vary too much: Btrfs counts old copies of rewritten data as used until the next commit.
 
         Args:
             index: index of the first point.
@@ -101,10 +101,10 @@ def _new_series() -> tuple[_UsedBytesSeries, ...]:
 
 @dataclass(slots=True)
 class PoolGrowth:
-    """History of a pool's used bytes over the last day. Times are in seconds since the epoch, because the history survives restarts."""
+    """History of a pool's used bytes over the last day. All times are in seconds since the epoch, and stay valid after a restart."""
 
     added_point_count: int = 0
-    """Total number of points that were added to the series that `state_to_store` returns."""
+    """Number of points that were ever added to the series of the last day, which `state_to_store` returns."""
     _series: tuple[_UsedBytesSeries, ...] = field(default_factory=_new_series)
     _last_measurement: tuple[float, float] | None = None
     _unchanged_since: float = inf  # time of the last change of the used bytes

@@ -22,7 +22,7 @@ class PoolLevelMeasure(StrEnum):
 
 
 TIME_HYSTERESIS = 1.25
-"""A level such as `full in 2h` is resolved if the time until the pool is full exceeds the level times this factor."""
+"""The alert of a level such as `full in 2h` is resolved when the forecast time exceeds the level's time multiplied by this factor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class PoolPolicy:
 
     @property
     def watches_space(self) -> bool:
-        """True if the pool has a level of space. Disks on that pool then need no separate alerts."""
+        """True if a level limits the pool's space. The disks on that pool then need no separate alerts."""
         return any(level.measure is PoolLevelMeasure.SPACE for level in self.levels)
 
 
@@ -108,7 +108,7 @@ def is_pool_level_exceeded(level: PoolAlertLevel, usage: PoolUsage, hysteresis: 
 
 
 def _is_full_within(seconds: float, usage: PoolUsage, *, firing: bool) -> bool | None:
-    """Return whether the pool is forecast to be full within a time; None if the free bytes are unknown."""
+    """Return whether the forecast shows a full pool within `seconds`; None if the free bytes are unknown."""
     if usage.free is None:
         return None
     if not firing:

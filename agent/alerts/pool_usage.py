@@ -19,7 +19,7 @@ MAX_GROWERS = 5
 """Maximum number of disks in the field `growers` of a pool's record."""
 
 MAX_POOLS = 4096
-"""Maximum number of pools. An image on a further pool has an unknown pool."""
+"""Maximum number of pools. For an image on a further pool, the agent reports an unknown pool."""
 
 MAX_ERROR_LENGTH = 500
 """Maximum number of characters of an error in a record. An error may contain a long path that QEMU reported."""
@@ -111,13 +111,13 @@ class PoolUsage:
         pool: the pool.
         name: unique name of the pool in records and series.
         images: the images on the pool, by VM, device and layer.
-        reading: the last successful reading of the sizes; None before the first.
+        reading: the last successful reading of the sizes; None before the first reading.
         read_at: when the sizes of the last reading were measured, in seconds since the epoch.
-        error: why the last read failed; empty if it succeeded.
+        error: why the last read failed; empty after a success.
         unresponsive_since: when the pool stopped answering, in seconds since the epoch; None if the pool answers.
         has_stalled_disk: whether a disk on the pool met the condition of the alert `io_stalled` after the pool stopped answering.
         growth: history of the used bytes.
-        exceeded: texts of the exceeded levels.
+        exceeded: the exceeded levels, as written in the config.
         fastest_growing_disks: the disks on the pool that grow fastest.
         unused_since: when the last VM stopped using the pool, in seconds since the epoch; None while a VM uses the pool.
         time_to_full: forecast number of seconds until the pool is full; None without a forecast.
@@ -153,12 +153,12 @@ class PoolUsage:
 
     @property
     def free(self) -> int | None:
-        """Free bytes; None if they are unknown."""
+        """Free bytes; None if unknown."""
         return self.reading.free_bytes if self.reading is not None else None
 
     @property
     def used(self) -> int | None:
-        """Bytes in use; None if they are unknown."""
+        """Bytes in use; None if unknown."""
         reading = self.reading
         if reading is None or reading.free_bytes is None:
             return None
@@ -166,7 +166,7 @@ class PoolUsage:
 
     @property
     def problem_in_last_reading(self) -> str:
-        """The problem in the last reading; empty without a problem. A read-only pool is no problem if no VM writes to the pool."""
+        """The problem in the last reading; empty if none. `READ_ONLY_PROBLEM` is left out if no VM writes to the pool."""
         problem = self.reading.problem if self.reading is not None else ""
         is_harmless = problem == READ_ONLY_PROBLEM and not any(image.writable for image in self.images.values())
         return "" if is_harmless else problem
@@ -298,7 +298,7 @@ class PoolRegistry:
         self.on_new_pool: Callable[[PoolUsage], None] = lambda _usage: None
         """Called with each new pool."""
         self.on_read_request: Callable[[PoolUsage], None] = lambda _usage: None
-        """Called with a pool when it has to be read now."""
+        """Called with a pool that has to be read now."""
         self._owners = count(1)
         self._placements: dict[Vm, list[ImagePlacement]] = {}
         self._by_disk: dict[tuple[Vm, str], tuple[str, PoolUsage | UnknownPool]] = {}
@@ -345,7 +345,7 @@ class PoolRegistry:
         return usages
 
     def _add_new_pool(self, pool: Pool | UnknownPool) -> Pool | UnknownPool:
-        """Add the pool if it is new, and return the pool. If the host has too many pools, return an unknown pool instead."""
+        """Add a new pool, and return the pool. If the host has `MAX_POOLS` pools, return an unknown pool instead of a new pool."""
         if isinstance(pool, Pool) and pool.key not in self.pools:
             if len(self.pools) >= MAX_POOLS:
                 return UnknownPool(f"the host has more than {MAX_POOLS} pools")

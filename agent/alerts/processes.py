@@ -1,8 +1,8 @@
 """The QEMU processes of each VM UUID. Pure.
 
 Several processes can have one UUID: source and destination of a migration within the host, a VM before and after a restart, or two
-clones. Each process has its own alerts. One process of each UUID is the primary. When another process
-becomes the primary, it takes over the alerts of the disks.
+clones. Each process has its own alerts. One process of each UUID is the primary. A new primary takes over the alerts that are still
+true, unless the new primary is a clone.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,14 +38,14 @@ class ProcessRegistry:
         return self._by_uuid.get(uuid, [])
 
     def find_attached_process_of_vm(self, vm: Vm) -> VmProcessState | None:
-        """Return the process of this VM if the agent is attached to it; otherwise None."""
+        """Return the process of this VM; None if the agent is not attached to the VM."""
         for state in self._by_uuid.get(vm.uuid, ()):
             if state.detached_at is None and (state.vm is vm or state.vm == vm):
                 return state
         return None
 
     def find_active_process_of_vm(self, vm: Vm) -> VmProcessState | None:
-        """Return the attached process of this VM if the agent evaluates its disks; otherwise None."""
+        """Return the process of this VM; None if the agent is not attached to the VM or does not evaluate the disks of this process."""
         state = self.find_attached_process_of_vm(vm)
         return state if state is not None and state.is_active else None
 
@@ -87,9 +87,11 @@ class ProcessRegistry:
     def next_primary(self, uuid: str) -> VmProcessState | None:
         """Return the process to make the primary of a UUID now; None if the primary does not change.
 
-        The destination of a migration becomes the primary when its guest runs, and the migration has stopped the source's guest.
-        Until then the source writes to the disks, and the source continues if the migration fails. Two clones keep their own alerts, even
-        if one of them is paused or was restored from a file. QEMU treats a restore like a migration.
+        The destination of a migration becomes the primary when its guest runs, and the migration has stopped the source's guest. Until
+        then, the source writes to the disks. If the migration fails, the source's guest continues.
+
+        Two clones keep their own alerts, even if one clone is paused or was restored from a file. In QEMU, a restore from a file is an
+        incoming migration.
         """
         if uuid not in self._by_uuid:
             return None
@@ -109,8 +111,8 @@ class ProcessRegistry:
     def has_ended(self, state: VmProcessState, successor: VmProcessState) -> bool:
         """Return whether a detached process has certainly ended.
 
-        A process has ended if its pid is dead, or if its guest shut down or migrated away. A process has also ended if `successor`,
-        another process with the same UUID, now has the process's monitor.
+        A process has ended if the pid is dead, or if the guest shut down or migrated away. A process has also ended if its monitor now
+        belongs to `successor`, another process with the same UUID.
         """
         if state.detached_at is None:
             return False

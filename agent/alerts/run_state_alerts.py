@@ -1,4 +1,4 @@
-"""Alerts about guests that stopped because of an error. A pause by an operator fires no alert. Pure: it returns records.
+"""Alerts about guests that stopped because of an error. A pause by an operator fires no alert. Pure: the module returns records.
 
 A RESUME event, or a later poll of a running guest, resolves the alerts of a stopped guest. A reset, a stop or an older poll resolves no
 alert.
@@ -59,7 +59,7 @@ class RunStateAlerts:
     def on_attached(self, state: VmProcessState) -> None:
         """Let the next poll of a running guest resolve the alerts, because the agent may have missed the RESUME event.
 
-        Until that poll, the guest counts as stopped. The time of the stop is the newest `seen_ns` of the guest's alerts.
+        The newest `seen_ns` of the guest's alerts counts as the time when the guest stopped, unless a later stop is known.
         """
         seen_ns = (alert.seen_ns for alert in self._store.alerts_of_owner(state.owner))
         state.run.stopped_ns = max([state.run.stopped_ns, *seen_ns])
@@ -71,7 +71,10 @@ class RunStateAlerts:
             yield from self._resolve_stop(state, time_ns, name)
 
     def _resolve_stop(self, state: VmProcessState, time_ns: int, reason: str) -> Iterator[Record]:
-        """Resolve the alerts of a stopped guest, because the guest runs again. An alert keeps firing if its cause was seen later."""
+        """Resolve the alerts of a stopped guest, because the guest runs again.
+
+        An alert whose cause was seen after the guest resumed keeps firing.
+        """
         if state.run.has_run_since(state.unlocated_io_error_ns):
             state.unlocated_io_error_ns = 0
         ended = [
@@ -102,7 +105,7 @@ class RunStateAlerts:
     def _fire_polled_state(
         self, state: VmProcessState, status: str, time_ns: int, *, is_first: bool
     ) -> Iterator[Record]:
-        """Fire the alert of a polled run state, because no event has fired this alert."""
+        """Fire the alert of a polled run state that no event has fired."""
         if status == "io-error":
             state.unlocated_io_error_ns, state.is_unlocated_error_enospc = state.unlocated_io_error_ns or time_ns, False
             state.collectors_to_poll |= {"drives"}
@@ -123,7 +126,7 @@ class RunStateAlerts:
     # I/O errors.
 
     def on_unlocated_io_error(self, state: VmProcessState, time_ns: int, *, is_full: bool) -> None:
-        """Handle an I/O error that stopped the guest, if the failed disk is unknown. A later query-block shows the disk by its `io-status`.
+        """Handle an I/O error that stopped the guest on an unknown disk. A later query-block shows the failed disk by its `io-status`.
 
         Args:
             state: The process.
@@ -138,7 +141,7 @@ class RunStateAlerts:
     def on_io_status_poll(
         self, state: VmProcessState, samples: Sequence[Sample], families: Collection[Family], time_ns: int
     ) -> Iterator[Record]:
-        """Handle a poll of devices: find the failed disks by their `io-status` in query-block, and update the alerts of I/O errors."""
+        """Handle a poll of devices. Update the alerts of I/O errors by each disk's `io-status` in query-block."""
         if BLOCK_DEVICE in families:
             devices = (sample for sample in samples if sample.family is BLOCK_DEVICE)
             state.io_status = {device.subject: str(device.values.get("io_status", "")) for device in devices}
@@ -152,7 +155,7 @@ class RunStateAlerts:
         unlocated = [alert for alert in self._alerts_of_stop(state) if alert.status == "io-error" and not alert.subject]
         since_ns = state.unlocated_io_error_ns or max((alert.since_ns for alert in unlocated), default=0)
         if not since_ns or state.io_status_ns < max(state.run.last_ran_ns, since_ns):
-            return  # io-status was polled before the error, or QEMU has cleared it at a later RESUME
+            return  # `io-status` was polled before the error, or a later RESUME has cleared `io-status`
         failed = {
             device: _ALERT_OF_IO_STATUS[io_status]
             for device, io_status in state.io_status.items()
@@ -174,7 +177,7 @@ class RunStateAlerts:
         Args:
             state: The process.
             name: The alert's name: `disk_full` or `io_error_stop`.
-            device: The disk; empty if it is unknown.
+            device: The disk; empty if unknown.
             time_ns: When the error happened or was polled, in nanoseconds since the epoch.
             detected_by: How the error was detected.
             data: Further fields of the alert's record.

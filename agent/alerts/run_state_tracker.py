@@ -7,7 +7,7 @@ changes the run state only if no newer event or poll has arrived before.
 from dataclasses import dataclass
 
 CLOCK_STEP_NS = 1_000_000_000
-"""The clock was set back if a poll is older than the previous poll by more than `CLOCK_STEP_NS` nanoseconds. Polls arrive in order."""
+"""Maximum time by which a poll may be older than the previous poll, in nanoseconds. A longer time shows that the clock was set back."""
 STOP_DELAY_NS = 1_000_000_000
 """How long a poll may still report `running` after an error event, in nanoseconds. QEMU emits the event before it stops the guest."""
 

@@ -1,4 +1,4 @@
-"""Alerts of QEMU processes that share a UUID. Pure: it returns records.
+"""Alerts of QEMU processes that share a UUID. Pure: the module returns records.
 
 After a migration within the host or a restart of the VM, another process becomes the primary process of the UUID. The new primary process
 takes over the alerts that are still true. If the guests of several processes run at the same time, the UUID clashes, and the alert
@@ -88,5 +88,5 @@ def _is_still_true(alert: Alert, primary: VmProcessState, *, has_ended: bool) ->
     if has_ended:
         return False
     if primary.detached_at is not None:
-        return True  # both may be one process with two monitors, and its run state will resolve the alert
+        return True  # primary and successor may be one process with two monitors; a later run state resolves the alert
     return not alert.status  # the stopped guest is gone, or it runs in the successor now

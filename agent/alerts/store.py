@@ -22,7 +22,7 @@ class Alert:
     Attributes:
         name: The kind of alert, such as `write_threshold`.
         vm: The VM.
-        subject: The device id of the disk or other device; empty for the VM as a whole.
+        subject: The device, job, mountpoint or pool that the alert is about; empty for the VM as a whole.
         level: The exceeded level, as written in the config; empty if the alert has no level.
         severity: The severity.
         since_ns: When the alert began to fire, in nanoseconds since the epoch.
@@ -56,7 +56,7 @@ class Alert:
 
     @property
     def key(self) -> AlertKey:
-        """Identity of the alert among the alerts of one process."""
+        """Identity of the alert among the alerts of one process or pool."""
         return self.name, self.subject, self.level
 
     @property
@@ -71,7 +71,7 @@ class Alert:
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the alert for consumers of records: unchanged when the agent restarts, and when the alert fires again."""
+        """Identity of the alert for consumers of records. The identity stays the same after a restart, and when the alert fires again."""
         parts = f"{self.vm.host}\n{self.vm.uuid}\n{self.name}\n{self.subject}\n{self.level}"
         parts += f"\n{self.instance}" if self.instance else ""
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
@@ -99,18 +99,19 @@ class Alert:
 
 
 MAX_SUBJECT_ALERTS = 256
-"""Maximum number of alerts with a subject for one process. A malicious QEMU may report any number of devices, jobs and nodes.
+"""Maximum number of alerts of one process or pool. At this number, a new alert fires only if the alert has no subject.
 
-The journal stores each alert's record together with all alerts of the VM. Without a limit, storing alerts for 1,500 names took 44 s.
+A malicious QEMU may report any number of devices, jobs and nodes. The journal stores each alert's record together with all
+alerts of the VM. Without a limit, storing alerts for 1,500 names took 44 s.
 """
 
 
 class AlertStore:
-    """All firing alerts.
+    """All firing and muted alerts.
 
     Attributes:
         resolving_events: Names of the events that may resolve a firing alert.
-        suppressed: How often an alert could not fire, or a condition could not be stored, because the process had too many.
+        suppressed: How often an alert or a condition was ignored because its process had too many alerts or conditions.
         apply_override: Applies the config's overrides to an alert before the alert fires. Returns None if the config mutes the alert.
     """
 
@@ -144,14 +145,15 @@ class AlertStore:
         return list(full)
 
     def find(self, owner: int, name: str, subject: str = "", level: str = "") -> Alert | None:
-        """Return a process's firing or muted alert by its name, subject and level; otherwise None."""
+        """Return the firing or muted alert of a process or a pool by name, subject and level; None if not stored."""
         return self._firing.get(owner, {}).get((name, subject, level))
 
     def fire(self, alert: Alert) -> Iterator[Record]:
         """Store an alert that fires, and yield its record.
 
-        If the config mutes the alert, store it as muted and yield nothing. If the alert is stored already, yield nothing and replace its
-        data, unless the stored alert has a newer `seen_ns`. If the process has `MAX_SUBJECT_ALERTS`, ignore a new alert with a subject.
+        If the config mutes the alert, store the alert as muted and yield nothing. If the alert is stored already, yield nothing and replace
+        the stored data, unless the stored alert has a newer `seen_ns`. If the process or pool has `MAX_SUBJECT_ALERTS` alerts, ignore a new
+        alert with a subject.
         """
         adjusted = self.apply_override(alert)
         alert = replace(adjusted or alert, muted=adjusted is None)
@@ -170,7 +172,7 @@ class AlertStore:
             self._put(replace(alert, since_ns=since_ns, instance=instance, seen_ns=seen_ns, muted=muted))
 
     def apply_overrides(self, alerts: Iterable[Alert], time_ns: int) -> Iterator[Record]:
-        """Apply a new config: resolve and mute the alerts that the config mutes, and fire the alerts that the config no longer mutes."""
+        """Apply a new config: resolve the alerts that are muted from now on, and fire the alerts that are no longer muted."""
         for alert in list(alerts):
             adjusted = self.apply_override(replace(alert, muted=False))
             if (adjusted is None) is not alert.muted:
@@ -203,7 +205,7 @@ class AlertStore:
     def resolve(
         self, alerts: Iterable[Alert], time_ns: int, reason: str, extra: Mapping[str, Any] | None = None
     ) -> Iterator[Record]:
-        """Remove these alerts, and yield a record for each that fired. Ignore alerts that are not in the store.
+        """Remove alerts, and yield a record for each alert that was not muted. Ignore alerts that are not in the store.
 
         Args:
             alerts: The alerts.

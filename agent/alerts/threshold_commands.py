@@ -15,7 +15,7 @@ class ThresholdCommands:
         self._disks = disks
 
     def pop_collectors_to_poll(self, vm: Vm) -> frozenset[str]:
-        """Return the names of the collectors to poll now, and remove them from the list."""
+        """Return the names of the collectors to poll now. The stored list of names is then empty."""
         state = self._processes.find_attached_process_of_vm(vm)
         if state is None:
             return EMPTY_SET
@@ -23,7 +23,7 @@ class ThresholdCommands:
         return names
 
     def has_pending_commands(self, vm: Vm) -> bool:
-        """Return whether `pending_commands` may return commands."""
+        """Return whether `pop_pending_commands` may return commands."""
         state = self._processes.find_active_process_of_vm(vm)
         return state is not None and bool(state.slots_read)
 

@@ -1,7 +1,7 @@
 """Levels and write threshold of one disk: which levels are exceeded, and which threshold the agent should set in QEMU. Pure.
 
-The agent compares the levels again after it has set a threshold. A write may have passed the threshold before QEMU set the threshold, and
-QEMU sends no event for that write.
+After each command that sets a threshold, the agent compares the levels again. A write may have passed the threshold before QEMU executed
+the command, and QEMU sends no event for that write.
 
 The tracker stores exceeded levels by their text. Positions in the list of levels would change with the disk's size and with the config.
 """
@@ -37,7 +37,7 @@ class ThresholdTracker:
     Attributes:
         policy: The config's policy for the disk.
         usage: The disk's usage.
-        slot: The write-threshold slot of the disk's storage node.
+        slot: The slot in QEMU that holds the write threshold of the disk's storage node.
         shown_limit: The limit in the last `block_space` sample, in bytes.
     """
 
@@ -46,7 +46,7 @@ class ThresholdTracker:
     slot: WriteThresholdSlot = field(default_factory=WriteThresholdSlot)
     shown_limit: int = 0
     _exceeded: frozenset[str] = frozenset()
-    # The cached result of `levels`, after its inputs: the limit, the config's levels, and whether all levels apply.
+    # The inputs and the cached result of `applicable_levels`. Inputs: the limit, the config's levels, and whether all levels apply.
     _cached_levels: tuple[tuple[int, tuple[DiskAlertLevel, ...], bool], tuple[LevelAsUsedBytes, ...]] = (
         (0, (), False),
         (),
@@ -174,7 +174,7 @@ class ThresholdTracker:
             yield from self._compare_levels(DetectedBy.EVENT)
 
     def _level_changes(self) -> Iterator[tuple[LevelAsUsedBytes, bool]]:
-        """Yield the newly exceeded levels with True, the lowest first, and the levels no longer exceeded with False, the highest first."""
+        """Yield each newly exceeded level with True, the lowest first. Then yield each level that is no longer exceeded with False."""
         usage = self.usage
         if not usage.is_limit_known or not usage.limit:
             return
@@ -218,7 +218,7 @@ class ThresholdTracker:
         return next((level for level in self.applicable_levels if level.text not in self._exceeded), None)
 
     def next_threshold(self) -> NodeThreshold | None:
-        """Return the threshold to set now; None if no level needs a threshold, or if the agent must not set the slot now."""
+        """Return the threshold to set now; None if no level needs a threshold, or if the agent must not set a threshold now."""
         if (
             self.policy.mode is not ThresholdMode.ARM
             or self.slot.state is not WriteThresholdSlotState.EMPTY

@@ -16,9 +16,10 @@ from typing import Any
 from agent.alerts.disk_threshold_types import parse_stored_name_and_bytes
 
 MAX_OWN_THRESHOLDS = 16
-"""Maximum number of the agent's newest thresholds that are stored.
+"""Maximum number of the agent's newest thresholds to store.
 
-An event can arrive late: after a reply with an empty slot, or after a snapshot has changed the storage node.
+The agent needs these thresholds to recognize a late event. An event can arrive after a read of the empty slot, or after a snapshot has
+changed the storage node.
 """
 MAX_REFUSALS = 3
 """Number of consecutive failed commands after which the agent no longer sets a node's threshold."""
@@ -120,11 +121,11 @@ class WriteThresholdSlot:
         return self.threshold == (node, value) or (node, value) in self._own_thresholds
 
     def on_read(self, node: str, value: int, *, is_level: bool) -> bool:
-        """Handle the slot's value that QEMU reported.
+        """Handle a poll of the slot.
 
         Args:
             node: The storage node.
-            value: The value in its slot; 0 if the slot is empty.
+            value: The threshold in the node's slot, in bytes; 0 if the slot is empty.
             is_level: Whether the value is one of the agent's own levels. A level counts as set by the agent, because an earlier run may
                 have set the level without storing it in the journal.
 
@@ -162,7 +163,7 @@ class WriteThresholdSlot:
             self._change_state(WriteThresholdSlotInput.FAIL)
 
     def on_fired(self, node: str, value: int) -> None:
-        """Handle the event of the agent's own threshold. In state UNREAD, do nothing: the next read then reports the event as missed."""
+        """Handle the event of the agent's own threshold. In state UNREAD, do nothing: the next `on_read` then returns True."""
         if self.threshold == (node, value) and self.state is not WriteThresholdSlotState.UNREAD:
             self.threshold = None
             self._change_state(WriteThresholdSlotInput.FIRE)

@@ -39,7 +39,7 @@ GUEST_INTERVALS = GuestIntervalsConfig(filesystems=2.0, cpu=5.0, disks=5.0, netw
 PRINTED_SAMPLES = frozenset(
     f"qemu.sample.{name}" for name in ("block", "balloon", "guest_memory", "runstate", "migration", "job")
 )
-"""Record types of the samples to print. The demo prints no other samples, because they are too many to read."""
+"""Record types of the samples to print. The other samples are too many to read."""
 
 BOOT_SECONDS = 120.0
 """Timeout for the boot of a guest. The demo continues after the timeout."""
@@ -101,7 +101,7 @@ async def _prepare_linux_image() -> None:
 async def _run_guests(
     folder: Path, records: Path, alerts: AlertsConfig
 ) -> AsyncIterator[tuple[Subscriber, tuple[Guest, Guest]]]:
-    """Run two guests and the agent while the `with` block runs. Yield a subscriber to the agent's records, and the guests."""
+    """Run two guests and the agent during the `with` block. Yield a subscriber to the agent's records, and the guests."""
     linux = GuestOptions(kind=GuestKind.LINUX, memory_mib=MEMORY_MIB, disk_mib=256, guest_agent=True, fill_seconds=0.3)
     web = Guest(folder, "web-1", linux)
     writer = GuestOptions(kind=GuestKind.WRITER, disk_mib=1024, pause_seconds=FAST_PAUSE_SECONDS)
@@ -122,7 +122,7 @@ async def _run_guests(
 async def _wait_for_end_reports(agent: Agent) -> AsyncIterator[None]:
     """At the end of the `with` block, wait until the agent has reported the end of each guest.
 
-    If the agent stopped earlier, it would only report that it detached from the guests.
+    An agent that stops earlier only reports that the agent detached from the guests.
     """
     try:
         yield

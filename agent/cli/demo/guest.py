@@ -79,7 +79,8 @@ class GuestOptions:
 class Guest:
     """A QEMU process that runs while the async context is open.
 
-    After `stop`, `start` runs the guest again with the same name, UUID and disk. When the thread that started QEMU ends, QEMU is killed.
+    `start` after `stop` runs the guest again with the same name, UUID and disk. If the thread that started QEMU ends, the kernel kills
+    QEMU.
 
     Attributes:
         name: the argument of -name.
@@ -120,7 +121,7 @@ class Guest:
         self._serial.unlink(missing_ok=True)
         arguments = await self._build_arguments()
         client = socket.socket(socket.AF_UNIX)
-        # QEMU inherits a listening socket with a waiting connection. When QEMU is ready, it sends its greeting on this connection.
+        # QEMU inherits a listening socket with a waiting connection. QEMU sends its greeting on this connection as soon as QEMU is ready.
         with socket.socket(socket.AF_UNIX) as listener, self._log.open("wb") as log:
             listener.bind(os.fspath(self.control))
             listener.listen(1)
@@ -321,7 +322,7 @@ async def wait_until(
 ) -> None:
     """Call a predicate every 20 ms until it returns a true value.
 
-    The predicate is called at least twice for each second of `timeout`, so a process without CPU time does not time out early.
+    The function calls the predicate at least twice for each second of `timeout`. So a busy machine causes no early timeout.
 
     Raises:
         TimeoutError: the predicate returns no true value within `timeout` seconds.

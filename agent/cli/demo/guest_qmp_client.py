@@ -1,4 +1,4 @@
-"""QMP client of the demo and the tests for their own guests. The agent must not use it: the client can send any command."""
+"""QMP client of the demo and the tests for their own guests. The client can send any command, so the agent must not use this module."""
 
 import asyncio
 import itertools
@@ -38,7 +38,7 @@ class GuestQmpClient:
 
     @classmethod
     async def from_connected_socket(cls, connected: socket.socket) -> "GuestQmpClient":
-        """Return a client for a connected socket, after QEMU accepts commands. The wait has no timeout.
+        """Create a client on a connected socket, and wait without a timeout until QEMU accepts commands.
 
         Raises:
             GuestError: QEMU closes the connection before it accepts commands.

@@ -26,15 +26,16 @@ SECTOR_BYTES: Final = 512
 
 
 class MissingDependencyError(Exception):
-    """A program, a package or the network is missing. The message contains the fix."""
+    """A program, a package or the network is missing. The message names the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinuxImage:
     """The files of the Linux guest, for QEMU's `-kernel` and `-initrd`.
 
-    The guest takes options on its kernel command line. `WRITE_KIB`: size of one write, after which the guest flushes. `PAUSE_SECONDS`:
-    time between two writes; may be a fraction. `SPAN_MIB`: size of the part of /dev/vda to which the guest writes in a loop.
+    The guest takes options on its kernel command line. `WRITE_KIB`: size of one write in KiB, after which the guest flushes.
+    `PAUSE_SECONDS`: time between two writes in seconds, as a whole number or a fraction. `SPAN_MIB`: size in MiB of the region at the start
+    of /dev/vda to which the guest writes in a loop.
     """
 
     kernel: Path
@@ -49,11 +50,11 @@ def cache_directory() -> Path:
 
 
 def build_directory_once(folder: Path, build: Callable[[Path], None]) -> Path:
-    """Build a directory if it does not exist, and return its path. The directory appears complete, even if several processes build it.
+    """Build a directory unless the directory exists, and return the path. Safe in several processes: the directory appears complete.
 
     Args:
         folder: the directory.
-        build: gets a temporary directory, and builds the content of `folder` in its new subdirectory `built`.
+        build: gets a temporary directory, and builds the content of `folder` in the temporary directory's new subdirectory `built`.
     """
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +127,7 @@ def _write_instructions(sectors_per_write: int, last_sector: int, pause_us: int)
     start_over = b"\x66\xc7\x06" + struct.pack("<HI", _PACKET_LBA, _FIRST_SECTOR)  # mov dword [lba], first sector
     return b"".join(
         (
-            # The BIOS stores the number of sectors it wrote in the packet: none after an error.
+            # The BIOS replaces the number of sectors in the packet by the number of written sectors: 0 after an error.
             b"\xc7\x06" + struct.pack("<HH", _PACKET_COUNT, sectors_per_write),  # mov word [count], sectors_per_write
             b"\xbe" + struct.pack("<H", _LOADED_AT + _PACKET),  # mov si, packet
             b"\xb8\x00\x43",  # mov ax, 0x4300: extended write, without verifying
@@ -201,7 +202,7 @@ def linux_image(cache: Path | None = None) -> LinuxImage:
     Raises:
         MissingDependencyError: a program, a package or the network is missing.
     """
-    # The name depends only on the recipe, so that a cached image can be used without knowing the latest kernel version.
+    # The name depends only on the recipe. So the latest kernel version need not be known to find a cached image.
     recipe = hashlib.sha256((_INIT + qemu_ga.GUEST_SCRIPT).encode()).hexdigest()[:12]
     folder = build_directory_once((cache or cache_directory()) / f"linux-guest-{recipe}", _build_linux)
     return LinuxImage(folder / "vmlinuz", folder / "initramfs", folder / "agent-initramfs")

@@ -52,7 +52,7 @@ if [ -n "$FILL_SECONDS" ]; then
     done &
 fi
 """
-"""Shell script in the guest that runs before the writes to /dev/vda begin.
+"""Shell script that runs in the guest before the guest begins to write to /dev/vda.
 
 FILL_SECONDS: interval in seconds at which a file is added to /data.
 """

@@ -81,7 +81,7 @@ class AgentHealth:
         if states and not states[MonitorState.UP]:
             counts = ", ".join(f"{number} {state.value}" for state, number in states.items())
             reasons.append(f"none of {states.total()} monitors is up: {counts}")
-        overdue = self.supervisors.overdue_by(time.monotonic()) if self.supervisors is not None else {}
+        overdue = self.supervisors.overdue_seconds_by_monitor(time.monotonic()) if self.supervisors is not None else {}
         stuck = [name for name, seconds in overdue.items() if seconds > self.limits.stuck_seconds]
         reasons += [f"{name} is up, but its polls are overdue" for name in stuck[:MAX_NAMED_MONITORS]]
         if self.alertmanager is not None:

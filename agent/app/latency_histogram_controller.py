@@ -100,7 +100,7 @@ class LatencyHistogramStateMetrics(Collector):
             "Number of disks by the state of their latency histograms: who has set them, or why there are none.",
             labels=["state"],
         )
-        counts = self._controller.histograms.disks_by_state()
+        counts = self._controller.histograms.disk_count_by_state()
         for state in HistogramState:
             metric.add_metric([state.value], counts[state])
         yield metric

@@ -22,7 +22,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord
 from aiokafka.errors import KafkaError
 
 from agent.consumer.record_orderer import Gap, OrderSettings, RecordOrderer
-from agent.consumer.stream_record import MessageFormatError, Position, StreamRecord
+from agent.consumer.stream_record import MessageFormatError, MessagePosition, StreamRecord
 
 _log: Final = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class ForeignMessage:
         cause: why the message cannot be parsed.
     """
 
-    position: Position
+    position: MessagePosition
     cause: str
 
 
@@ -88,7 +88,7 @@ class _AssignedPartition:
 
     def add(self, message: ConsumerRecord) -> list[ConsumedItem]:
         """Add the next message of the partition. Return the items that are ready for the caller."""
-        position = Position(message.topic, message.partition, message.offset)
+        position = MessagePosition(message.topic, message.partition, message.offset)
         items: list[ConsumedItem] = []
         if self._is_rereading and message.offset >= self._first_offset:
             self._is_rereading = False

@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from agent.consumer.fleet_state import FleetState
-from agent.consumer.stream_record import MessageFormatError, Position, StreamRecord
+from agent.consumer.stream_record import MessageFormatError, MessagePosition, StreamRecord
 
 _log: Final = logging.getLogger(__name__)
 _POLL_MS: Final = 200
@@ -79,7 +79,7 @@ class StateReader:
 
     def _apply_message(self, message: ConsumerRecord) -> None:
         key = (message.key or b"").decode(errors="replace")
-        position = Position(message.topic, message.partition, message.offset)
+        position = MessagePosition(message.topic, message.partition, message.offset)
         try:
             record = None
             if message.value is not None:

@@ -17,7 +17,7 @@ class MessageFormatError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
+class MessagePosition:
     """Position of a message in Kafka.
 
     Attributes:
@@ -42,7 +42,7 @@ class StreamRecord:
         time: when the event happened, or when the sample was polled.
     """
 
-    position: Position
+    position: MessagePosition
     attributes: Mapping[str, Any]
     data: Mapping[str, Any]
     time: datetime
@@ -103,7 +103,7 @@ class StreamRecord:
         return "" if value is None else str(value)
 
     @classmethod
-    def parse(cls, position: Position, value: bytes | None, headers: Iterable[tuple[str, bytes | None]]) -> Self:
+    def parse(cls, position: MessagePosition, value: bytes | None, headers: Iterable[tuple[str, bytes | None]]) -> Self:
         """Parse a Kafka message, in structured or in binary mode.
 
         Args:

@@ -87,14 +87,14 @@ class CallbackPolls:
         self._poll_due()
         return await self._task
 
-    async def wait_until_responsive(self, error: StalledError) -> None:
+    async def wait_until_qemu_responds(self, error: StalledError) -> None:
         """Report the overdue poll, and wait until QEMU answers.
 
         Raises:
             QmpError: the connection ended.
         """
         batch, self._batch = self._batch, []
-        await self._poller.wait_until_responsive(batch, error)
+        await self._poller.wait_until_qemu_responds(batch, error)
 
     def close(self) -> None:
         """End the polls, because the connection has ended."""

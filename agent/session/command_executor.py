@@ -64,7 +64,7 @@ class CommandExecutor:
             try:
                 results = await self.execute(commands)
             except (MonitorBusyError, StalledError) as error:
-                await self.wait_until_responsive(error)
+                await self.wait_until_qemu_responds(error)
             else:
                 self.last_unreadable_error = next(
                     (str(result) for result in results if isinstance(result, UnreadableReplyError)),
@@ -72,7 +72,7 @@ class CommandExecutor:
                 )
                 return results
 
-    async def wait_until_responsive(self, error: MonitorBusyError | StalledError) -> None:
+    async def wait_until_qemu_responds(self, error: MonitorBusyError | StalledError) -> None:
         """Wait until QEMU has replied to all commands. If another client holds the monitor, wait until that client disconnects.
 
         Args:
@@ -82,5 +82,5 @@ class CommandExecutor:
             QmpError: the connection ended.
         """
         self.next_action_at = inf
-        await self._probe.wait_until_responsive(error)
+        await self._probe.wait_until_qemu_responds(error)
         self.next_action_at = time.monotonic()

@@ -67,7 +67,7 @@ class DiskCommandExecutor:
                         done = await self._execute(disk, command)
                 except StalledError as error:
                     has_stalled = True
-                    await self._executor.wait_until_responsive(error)
+                    await self._executor.wait_until_qemu_responds(error)
                 finally:
                     controller.on_command_done(self._vm, disk, done=done)
         self.schedule_requested_polls()

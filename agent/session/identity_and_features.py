@@ -188,7 +188,9 @@ def are_replies_shifted(replies: Sequence[Any]) -> bool:
     return any("UUID" in object_or_empty(reply) for reply in replies[1:])
 
 
-def parse_vm_facts(replies: Sequence[Any], greeting: Greeting, commands: frozenset[str] = frozenset()) -> VmFacts:
+def parse_feature_replies(
+    replies: Sequence[Any], greeting: Greeting, commands: frozenset[str] = frozenset()
+) -> VmFacts:
     """Return the facts about a VM.
 
     Args:

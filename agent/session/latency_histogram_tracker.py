@@ -186,7 +186,7 @@ class LatencyHistogramTracker:
         histograms = vm_histograms.disks.get(disk) if vm_histograms is not None else None
         return histograms.state if histograms is not None else HistogramState.UNREAD
 
-    def disks_by_state(self) -> Counter[HistogramState]:
+    def disk_count_by_state(self) -> Counter[HistogramState]:
         """Return the number of disks of attached VMs in each state."""
         attached = (vm_histograms for vm_histograms in self._vms.values() if vm_histograms.detached_at is None)
         return Counter(histograms.state for vm_histograms in attached for histograms in vm_histograms.disks.values())

@@ -91,7 +91,7 @@ class MigrationState:
         self._last_status: str | None = None  # the status in the last migration sample
 
     @property
-    def incoming(self) -> bool:
+    def is_incoming(self) -> bool:
         """True while the process waits for the VM or receives the VM."""
         return self.phase is MigrationPhase.INCOMING
 

@@ -21,7 +21,14 @@ from agent.session.host_process import HostProcess
 from agent.session.migration_state import MigrationState
 from agent.session.poll_start import PollStart
 from agent.session.reply_parser import SAMPLES_PER_TURN, CollectorResult, is_unsupported, parse_in_steps, parse_replies
-from agent.session.scheduler import SLACK_SECONDS, Batch, Schedule, commands_of_batch, next_poll_time, split_batch
+from agent.session.scheduler import (
+    SLACK_SECONDS,
+    Batch,
+    Schedule,
+    commands_of_batch,
+    next_poll_time,
+    split_at_write_limit,
+)
 from agent.session.shared_types import PollOutcome, SessionContext, SessionObserver, VmLifecycleChange
 
 _log = logging.getLogger(__name__)
@@ -115,7 +122,7 @@ class Poller:
             try:
                 replies = await self._executor.execute(commands_of_batch(batch))
             except (MonitorBusyError, StalledError) as error:
-                await self.wait_until_responsive(batch, error)
+                await self.wait_until_qemu_responds(batch, error)
                 return False  # poll again: the late replies are out of date, and events may have been missed
             except ProtocolError as error:
                 self.isolate_batch_after_protocol_error(batch, error)
@@ -155,7 +162,7 @@ class Poller:
         for collector, own in self._split_replies(batch, replies, when):
             self._report_samples(collector, parse_replies(collector, self.facts, own), when)
 
-    async def wait_until_responsive(self, batch: Batch[Collector], error: MonitorBusyError | StalledError) -> None:
+    async def wait_until_qemu_responds(self, batch: Batch[Collector], error: MonitorBusyError | StalledError) -> None:
         """Report that the replies to a batch are overdue, and wait until QEMU answers.
 
         Raises:
@@ -164,7 +171,7 @@ class Poller:
         self._observer.on_response_time(self._context.settings.response_seconds)
         for collector, _ in batch:
             self._observer.on_collector_run(collector.name, PollOutcome.TIMEOUT)
-        await self._executor.wait_until_responsive(error)
+        await self._executor.wait_until_qemu_responds(error)
 
     def isolate_batch_after_protocol_error(self, batch: Batch[Collector], error: ProtocolError) -> None:
         """Handle a violation of the protocol that ended the connection while the replies to a batch were due.
@@ -233,7 +240,7 @@ class Poller:
             elif not self._is_collector_off(name):
                 (isolated if self._failures.has_to_poll_alone(name) else remaining).append((collector, commands))
         while remaining:
-            batch, remaining = split_batch(remaining)
+            batch, remaining = split_at_write_limit(remaining)
             yield batch
         yield from ([entry] for entry in isolated)
 

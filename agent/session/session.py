@@ -39,7 +39,7 @@ from agent.session.poller import Poller
 from agent.session.scheduler import Schedule
 from agent.session.shared_types import MonitorState, SessionContext, SessionObserver
 from agent.session.stall_probe import StallProbe
-from agent.session.virtio_disk_lookup import find_queryable_virtio_disks
+from agent.session.virtio_disk_lookup import find_disks_with_queryable_queues
 
 _log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class Session:
         self._discovered = False
         self._discovered_at = 0.0
 
-    def overdue_by(self, now: float) -> float:
+    def overdue_seconds(self, now: float) -> float:
         """Return by how many seconds the session's next action is overdue; negative before the action is due.
 
         Args:
@@ -253,7 +253,7 @@ class Session:
         try:
             names = await callback_polls.run_until_task_needed()
         except StalledError as error:
-            await callback_polls.wait_until_responsive(error)
+            await callback_polls.wait_until_qemu_responds(error)
             self._schedule.schedule_by(DISCOVER_FEATURES, time.monotonic())
             return
         if DISCOVER_FEATURES in names:
@@ -278,7 +278,7 @@ class Session:
         self._executor.last_unreadable_error = ""
         replies = await execute(identity_and_features.FEATURE_COMMANDS)
         assert client.greeting is not None
-        facts = identity_and_features.parse_vm_facts(
+        facts = identity_and_features.parse_feature_replies(
             replies, client.greeting, await self._command_names(client.greeting)
         )
         if facts.balloon is not None:
@@ -298,7 +298,7 @@ class Session:
             facts = dataclasses.replace(facts, images_listed_without_flat=predict_images_listed_without_flat(stats))
         unplugs = self._unplugs
         facts = dataclasses.replace(
-            facts, virtio_disks=await find_queryable_virtio_disks(execute, self._context, facts)
+            facts, virtio_disks=await find_disks_with_queryable_queues(execute, self._context, facts)
         )
         self._use_facts(poller, await self._discover_process(vm, facts), unplugs)
         now = time.monotonic()

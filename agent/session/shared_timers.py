@@ -9,7 +9,7 @@ MAX_TIMER_SECONDS = 86400.0
 """Maximum delay of a timer, because some event loops reject longer delays."""
 
 
-class Sleeper(Protocol):
+class TimerWaiter(Protocol):
     """An object that waits for a point in time, such as a VM's next poll."""
 
     def on_wake(self, at: float) -> None:
@@ -23,9 +23,9 @@ class WakeTimers:
     """Wakes sleepers at their times. Sleepers with the same time share one timer of the event loop."""
 
     def __init__(self) -> None:
-        self._sleepers: dict[float, dict[Sleeper, None]] = {}
+        self._sleepers: dict[float, dict[TimerWaiter, None]] = {}
 
-    def add(self, at: float, sleeper: Sleeper) -> None:
+    def add(self, at: float, sleeper: TimerWaiter) -> None:
         """Wake a sleeper once, at this time in seconds on the monotonic clock."""
         sleepers = self._sleepers.get(at)
         if sleepers is not None:
@@ -35,7 +35,7 @@ class WakeTimers:
         delay = max(0.0, min(at - time.monotonic(), MAX_TIMER_SECONDS))
         asyncio.get_running_loop().call_later(delay, self._wake, at)
 
-    def remove(self, at: float, sleeper: Sleeper) -> None:
+    def remove(self, at: float, sleeper: TimerWaiter) -> None:
         """Cancel the wake-up of a sleeper at this time."""
         self._sleepers.get(at, {}).pop(sleeper, None)
 

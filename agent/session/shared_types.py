@@ -214,7 +214,7 @@ class StorageAccessPolicy(Protocol):
         """
 
 
-class CollectorIndex:
+class CollectorsByNameAndEvent:
     """Collectors by name and by event.
 
     Attributes:
@@ -229,7 +229,7 @@ class CollectorIndex:
         self.by_event = {event: collector for collector in collectors for event in collector.from_event}
 
 
-_ALL_COLLECTORS = CollectorIndex(ALL_COLLECTORS)
+_ALL_COLLECTORS = CollectorsByNameAndEvent(ALL_COLLECTORS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +308,7 @@ class SessionContext:
         thresholds: ThresholdController | None = None,
         histograms: DiskCommandController | None = None,
         storage: StorageAccessPolicy | None = None,
-        collectors: CollectorIndex = _ALL_COLLECTORS,
+        collectors: CollectorsByNameAndEvent = _ALL_COLLECTORS,
         first_polls: Pacer | None = None,
         root: Path = Path("/"),
         random: Callable[[], float] = random.random,

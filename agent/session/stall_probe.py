@@ -43,7 +43,7 @@ class StallProbe:
         self._context = context
         self._on_state = on_state
 
-    async def wait_until_responsive(self, error: MonitorBusyError | StalledError) -> None:
+    async def wait_until_qemu_responds(self, error: MonitorBusyError | StalledError) -> None:
         """Wait until no reply is overdue. If another client holds the monitor, wait until that client disconnects.
 
         During the wait, the caller must send no in-band command, because QEMU still executes the overdue command.

@@ -82,10 +82,10 @@ class MonitorSupervisor:
         if self._removed.done():
             self._removed = asyncio.get_running_loop().create_future()
 
-    def overdue_by(self, now: float) -> float | None:
+    def overdue_seconds(self, now: float) -> float | None:
         """Return by how many seconds the session's next action is overdue; None if the agent does not poll the VM now."""
         polled = self._session is not None and self._state is MonitorState.UP
-        return self._session.overdue_by(now) if self._session is not None and polled else None
+        return self._session.overdue_seconds(now) if self._session is not None and polled else None
 
     def resync(self) -> None:
         """Run all collectors again soon, if a VM is attached."""
@@ -212,7 +212,7 @@ class MonitorSupervisor:
             change, reason = VmLifecycleChange.MIGRATED_OUT if moved else VmLifecycleChange.GONE, str(error)
         finally:
             self._detached_ns = time.time_ns()
-            incoming = self._migration.incoming or None
+            incoming = self._migration.is_incoming or None
             self._report_change(
                 change, {"reason": reason, "shutdown_reason": session.shutdown_reason, "incoming": incoming}
             )
@@ -228,7 +228,7 @@ class MonitorSupervisor:
             "qemu_package": build.package,
             "pid": pid_if_qemu(client.peer_pid),
             "reattached": self._detached_ns is not None,
-            "incoming": self._migration.incoming or None,
+            "incoming": self._migration.is_incoming or None,
             "events_available": None if client.receives_events else False,
             "events_lost_since_timestamp_seconds": self._detached_ns and self._detached_ns / 1e9,
         }

@@ -72,9 +72,9 @@ class SupervisorGroup:
         """Report that a discoverer has ended, so that the agent's web page no longer lists the discoverer."""
         self._observer.on_monitor_removed(discoverer)
 
-    def overdue_by(self, now: float) -> dict[str, float]:
+    def overdue_seconds_by_monitor(self, now: float) -> dict[str, float]:
         """Return by how many seconds each attached session's next action is overdue, by monitor name; negative before the action is due."""
-        overdue = ((sanitize(supervisor.name), supervisor.overdue_by(now)) for supervisor in self._running)
+        overdue = ((sanitize(supervisor.name), supervisor.overdue_seconds(now)) for supervisor in self._running)
         return {name: seconds for name, seconds in overdue if seconds is not None}
 
     def resync(self) -> None:

@@ -12,7 +12,7 @@ from agent.session.shared_types import SessionContext
 Execute = Callable[[Sequence[Command]], Awaitable[list[CommandResult]]]
 
 
-async def find_queryable_virtio_disks(
+async def find_disks_with_queryable_queues(
     execute: Execute, context: SessionContext, facts: VmFacts
 ) -> tuple[VirtioDisk, ...]:
     """Return the VM's virtio disks that QEMU itself serves. Return no disk if the config does not allow queries of queues.

@@ -120,7 +120,7 @@ class EventPath:
         started = time.process_time_ns()
         transaction = Transaction([self._queue])
         transaction.delete_delivered()
-        transaction.insert_waiting()
+        transaction.insert_waiting_records()
         self._database.commit(transaction.changes)
         transaction.report_committed()
         return time.process_time_ns() - started

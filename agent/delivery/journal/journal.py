@@ -247,7 +247,7 @@ class Journal:
     async def _commit_waiting_changes(self, database: JournalDatabase) -> bool:
         transaction = self._new_transaction()
         transaction.delete_delivered()
-        transaction.insert_waiting()
+        transaction.insert_waiting_records()
         for queue in self._queues:
             if (excess := queue.journaling.backlog_bytes_to_drop) > 0:
                 transaction.trim_backlog(queue, excess)
@@ -267,7 +267,7 @@ class Journal:
             await self._handle_failure(error)
             return False
         self.commits += 1
-        self._last_row, self._may_have_later_rows = max(self._last_row, transaction.last_row), False
+        self._last_row, self._may_have_later_rows = max(self._last_row, transaction.last_inserted_row), False
         self._stored_drops = unreported
         self.pending_entries.on_transaction_committed()
         transaction.report_committed()

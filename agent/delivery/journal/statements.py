@@ -88,7 +88,7 @@ def insert_records(queue: str, records: Sequence[EncodedRecord], rows: list[int]
     return change
 
 
-def delete_rows(queue: str, after_row: int, last_row: int) -> JournalChange:
+def delete_row_range(queue: str, after_row: int, last_row: int) -> JournalChange:
     """Return a change that deletes a queue's rows after `after_row`, up to and including `last_row`."""
     return lambda db: _execute(
         db, "DELETE FROM records WHERE queue = ? AND row > ? AND row <= ?", (queue, after_row, last_row)
@@ -142,7 +142,7 @@ def delete_oldest_rows(
                 break
         rows.close()
         if last_row:
-            delete_rows(queue, after_row, last_row[0])(db)
+            delete_row_range(queue, after_row, last_row[0])(db)
 
     return change
 

@@ -47,7 +47,7 @@ class Transaction:
         self.changes.append(statements.delete_all_rows_after(row))
 
     @property
-    def last_row(self) -> int:
+    def last_inserted_row(self) -> int:
         """Number of the last inserted row; 0 if no row was inserted. Valid after the commit."""
         return max((row for rows in self._rows.values() for row in rows), default=0)
 
@@ -57,9 +57,9 @@ class Transaction:
             deletion = queue.backlog.next_deletion()
             if deletion is not None:
                 self._deletions[queue.name] = deletion
-                self.changes.append(statements.delete_rows(queue.name, deletion.after_row, deletion.last_row))
+                self.changes.append(statements.delete_row_range(queue.name, deletion.after_row, deletion.last_row))
 
-    def insert_waiting(self) -> None:
+    def insert_waiting_records(self) -> None:
         """Insert the records that wait for the journal. Call `on_journal_failed` of each queue's `journaling` if the transaction fails."""
         for queue in self._queues:
             if records := queue.journaling.take_records_for_transaction():

@@ -54,7 +54,7 @@ def disks(agent: Agent) -> dict[str, dict[str, Any]]:
 
 
 def states(agent: Agent) -> dict[HistogramState, int]:
-    return dict(agent.histograms.histograms.disks_by_state())
+    return dict(agent.histograms.histograms.disk_count_by_state())
 
 
 async def stats(guest: Guest, disk: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.consumer.fleet_state import FleetState
-from agent.consumer.stream_record import Position, StreamRecord
+from agent.consumer.stream_record import MessagePosition, StreamRecord
 
 START: Final = datetime(2026, 11, 30, tzinfo=UTC)
 Message = tuple[str, StreamRecord | None]
@@ -17,7 +17,7 @@ def state_record(kind: str, host: str, path: str, seconds: float = 0, **data: An
     attributes = {"id": "1", "source": f"/hosts/{host}/state/{path}", "type": f"qemu.state.{kind}", "host": host}
     if kind == "vm":
         attributes["vmuuid"] = path
-    return StreamRecord(Position("qemu.state", 0, 0), attributes, data, START + timedelta(seconds=seconds))
+    return StreamRecord(MessagePosition("qemu.state", 0, 0), attributes, data, START + timedelta(seconds=seconds))
 
 
 def vm_message(uuid: str, host: str, seconds: float = 0, *, running: bool = True) -> Message:

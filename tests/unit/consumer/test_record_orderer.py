@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.consumer.record_orderer import Gap, OrderSettings, RecordOrderer
-from agent.consumer.stream_record import Position, StreamRecord
+from agent.consumer.stream_record import MessagePosition, StreamRecord
 
 SETTINGS: Final = OrderSettings(hold_seconds=2.0, max_held_records=50)
 HOST: Final = "/hosts/hv7"
@@ -33,7 +33,7 @@ def record(
     attributes = {"id": f"{run}-{number}", "source": f"{HOST}/vms/{vm}", "sequence": f"{run:010}{number:012}"}
     if previous is not None:
         attributes["previoussequence"] = f"{previous_run or run:010}{previous:012}"
-    return StreamRecord(Position("qemu.events", 0, offset), attributes, {}, datetime(2026, 11, 30, tzinfo=UTC))
+    return StreamRecord(MessagePosition("qemu.events", 0, offset), attributes, {}, datetime(2026, 11, 30, tzinfo=UTC))
 
 
 def chain(*numbers: int, vm: str = "a", run: int = 1) -> list[StreamRecord]:

@@ -9,11 +9,11 @@ from cloudevents.core.bindings.kafka import to_binary, to_structured
 from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 
-from agent.consumer.stream_record import MessageFormatError, Position, StreamRecord
+from agent.consumer.stream_record import MessageFormatError, MessagePosition, StreamRecord
 from agent.delivery.sinks.kafka.message import ContentMode, build_message_encoder
 from agent.model.record import CONTENT_TYPE, Record, RecordEncoder, Severity, Vm
 
-POSITION: Final = Position("qemu.events", 3, 7)
+POSITION: Final = MessagePosition("qemu.events", 3, 7)
 ATTRIBUTES: Final = {
     "id": "01M7ZEJTQH-79",
     "source": "/hosts/hv7/vms/c0d1d0eb-c6e8-4c17-a33c-e83e9edad935",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from agent.cli.journal import quarantined_files
 from agent.delivery.journal.database import JournalDatabase
 from agent.delivery.journal.journal import JOURNAL_FILE
-from agent.delivery.journal.statements import delete_rows, insert_records
+from agent.delivery.journal.statements import delete_row_range, insert_records
 from tests.lab.scripted_sink import (
     EVENT,
     SAMPLE,
@@ -59,7 +59,7 @@ def make_journal(*, closed: bool) -> JournalFiles:
                 bodies[queue] |= {record.id: record.body for record in records}
                 database.commit([insert_records(queue, records, [])])
             if group == 8:
-                database.commit([delete_rows(queue, 0, 60) for queue in QUEUES])
+                database.commit([delete_row_range(queue, 0, 60) for queue in QUEUES])
                 database.checkpoint()
         if closed:
             database.close()

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from agent.delivery.journal.database import JournalDatabase
-from agent.delivery.journal.statements import MAX_STATEMENT_ROWS, delete_rows, insert_records
+from agent.delivery.journal.statements import MAX_STATEMENT_ROWS, delete_row_range, insert_records
 from agent.model.persistent_entry import PersistentEntry
 from agent.model.record import EncodedRecord
 
@@ -39,7 +39,7 @@ def test_each_record_is_in_the_returned_row_for_any_number_of_records(tmp_path: 
             for e in records
             if e.persistent_entry is not None
         )
-        database.commit([delete_rows("events", 0, rows[-1] if rows else 0)])
+        database.commit([delete_row_range("events", 0, rows[-1] if rows else 0)])
         count_before += count
     database.close()
 

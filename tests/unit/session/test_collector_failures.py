@@ -11,7 +11,7 @@ from agent.collectors import ALL_COLLECTORS, PollIntervals
 from agent.collectors.base import Collector
 from agent.qmp.commands import Command
 from agent.session.collector_failures import MAX_CAUSE, CollectorFailures
-from agent.session.shared_types import CollectorIndex, MonitorState, MonitorStatus, PollOutcome
+from agent.session.shared_types import CollectorsByNameAndEvent, MonitorState, MonitorStatus, PollOutcome
 from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.qmp_bytes import line
 from tests.lab.recording_observer import RecordingObserver, session_context, supervised
@@ -168,7 +168,7 @@ async def test_a_bug_in_a_collector_degrades_the_vm_with_the_exception(fake: Fak
     bug = Collector("bug", (), lambda _: (Command("query-name"),), raise_error)
     observer = RecordingObserver()
     async with supervised(
-        observer, fake.path, context=session_context(collectors=CollectorIndex([*ALL_COLLECTORS, bug]))
+        observer, fake.path, context=session_context(collectors=CollectorsByNameAndEvent([*ALL_COLLECTORS, bug]))
     ):
         await observer.wait_until(lambda: observer.calls_of("on_status") and failing_collectors(observer))
         assert last_status(observer).degraded == (("bug", "ZeroDivisionError: x"),)
@@ -179,7 +179,7 @@ async def test_a_failing_collector_without_anything_to_query_any_more_is_not_deg
     collector = Collector("gone", (), lambda _: tuple(commands), raise_error)
     observer = RecordingObserver()
     context = session_context(
-        random=lambda: 0.0, collectors=CollectorIndex([*ALL_COLLECTORS, collector])
+        random=lambda: 0.0, collectors=CollectorsByNameAndEvent([*ALL_COLLECTORS, collector])
     )  # a resync is at once
     async with supervised(observer, fake.path, context=context) as group:
         await observer.wait_until(lambda: observer.calls_of("on_status") and failing_collectors(observer) == ["gone"])

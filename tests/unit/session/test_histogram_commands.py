@@ -81,7 +81,7 @@ def test_a_disk_with_any_histogram_gets_none(name: str) -> None:
 def test_a_disk_whose_histograms_libvirt_does_not_report_gets_none() -> None:
     histograms = attached()
     assert set_on(histograms, sample(target="vda")) == []
-    assert histograms.disks_by_state().total() == 0
+    assert histograms.disk_count_by_state().total() == 0
 
 
 def test_only_guests_disks_with_a_device_get_histograms() -> None:
@@ -123,7 +123,7 @@ def test_removed_histograms_are_not_set_again() -> None:
     histograms = attached()
     set_on(histograms, sample())
     assert set_on(histograms, sample()) == []
-    assert histograms.disks_by_state() == {HistogramState.REMOVED: 1}
+    assert histograms.disk_count_by_state() == {HistogramState.REMOVED: 1}
 
 
 @pytest.mark.parametrize("pid", [PID, None])
@@ -132,7 +132,7 @@ def test_the_agents_histograms_are_its_own_after_a_restart(pid: int | None) -> N
     set_on(histograms, sample())
     following = restarted(histograms, pid)
     following.on_samples(VM, [sample(boundaries=IN_SECONDS)])
-    assert following.disks_by_state() == {HistogramState.OURS: 1}
+    assert following.disk_count_by_state() == {HistogramState.OURS: 1}
 
 
 def test_the_entry_is_complete_before_the_command_is_sent() -> None:
@@ -141,7 +141,7 @@ def test_the_entry_is_complete_before_the_command_is_sent() -> None:
     histograms.pop_pending_commands(VM)
     following = restarted(histograms)  # killed before QEMU answered
     following.on_samples(VM, [sample(boundaries=IN_SECONDS)])
-    assert following.disks_by_state() == {HistogramState.OURS: 1}
+    assert following.disk_count_by_state() == {HistogramState.OURS: 1}
 
 
 def test_another_process_of_the_vm_has_no_histograms_of_the_agent() -> None:
@@ -149,14 +149,14 @@ def test_another_process_of_the_vm_has_no_histograms_of_the_agent() -> None:
     set_on(histograms, sample())
     following = restarted(histograms, PID + 1)
     following.on_samples(VM, [sample(boundaries=IN_SECONDS)])
-    assert following.disks_by_state() == {HistogramState.FOREIGN: 1}
+    assert following.disk_count_by_state() == {HistogramState.FOREIGN: 1}
 
 
 def test_without_a_journal_equal_boundaries_count_as_the_agents() -> None:
     histograms = attached()
     histograms.has_no_journal = True
     histograms.on_samples(VM, [sample(boundaries=IN_SECONDS), sample("disk1", [0.5])])
-    assert histograms.disks_by_state() == {HistogramState.OURS: 1, HistogramState.FOREIGN: 1}
+    assert histograms.disk_count_by_state() == {HistogramState.OURS: 1, HistogramState.FOREIGN: 1}
 
 
 def test_the_entry_of_a_vm_that_is_gone_is_deleted_after_a_while() -> None:

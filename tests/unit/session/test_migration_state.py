@@ -136,7 +136,7 @@ def test_invariants_hold_on_every_walk_through_the_states(steps_taken: list[Step
         reported = apply_step(state, step)
         if isinstance(step, str) and step.islower():
             last_run_state = step
-        assert state.incoming is (last_run_state == "inmigrate")
+        assert state.is_incoming is (last_run_state == "inmigrate")
         if last_run_state == "finish-migrate":
             assert state.phase in (MigrationPhase.HANDING_OVER, MigrationPhase.MIGRATED_AWAY)
         if last_run_state == "postmigrate":

@@ -17,7 +17,7 @@ from agent.qmp.client import QmpClient
 from agent.qmp.commands import Command, OptInQemuChange
 from agent.qmp.errors import UnexpectedReplyTypeError
 from agent.session.scheduler import SLACK_SECONDS, SPACING_SECONDS, Pacer, Schedule
-from agent.session.shared_types import CollectorIndex, PollOutcome
+from agent.session.shared_types import CollectorsByNameAndEvent, PollOutcome
 from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.qmp_bytes import line
 from tests.lab.recording_observer import RecordingObserver, session_context, supervised
@@ -244,7 +244,7 @@ async def test_a_collector_that_raises_affects_no_other_collector_or_vm(
     bomb = Collector("bomb", (), lambda _: (Command("query-name"),), explode, next_poll_delay=lambda *_: 0.02)
     observer = RecordingObserver()
     async with FakeQemu(fake.path.with_name("vm2.qmp")) as second:
-        context = session_context(collectors=CollectorIndex((bomb, *ALL_COLLECTORS)))
+        context = session_context(collectors=CollectorsByNameAndEvent((bomb, *ALL_COLLECTORS)))
         async with supervised(observer, fake.path, second.path, context=context):
             await observer.wait_for_polls(6)
     assert set(observer.outcomes("bomb")) == {PollOutcome.ERROR}
@@ -359,7 +359,9 @@ async def test_a_collector_with_a_longer_interval_is_polled_at_that_interval(
     async with supervised(
         observer,
         fake.path,
-        context=session_context(collectors=CollectorIndex([*ALL_COLLECTORS, slow]), intervals=PollIntervals(poll=10)),
+        context=session_context(
+            collectors=CollectorsByNameAndEvent([*ALL_COLLECTORS, slow]), intervals=PollIntervals(poll=10)
+        ),
     ):
         await observer.wait_until(lambda: len(observer.outcomes("slow")) >= 4)
     gaps = [later - before for before, later in pairwise(asked[2:])]

@@ -5,7 +5,7 @@ import pytest
 from agent.collectors import ALL_COLLECTORS
 from agent.collectors.base import Collector, PollIntervals, at_poll_interval, no_commands_to_send
 from agent.host.types import KernelFilesToRead
-from agent.session.shared_types import CollectorIndex, MonitorState
+from agent.session.shared_types import CollectorsByNameAndEvent, MonitorState
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.recording_observer import RecordingObserver, session_context, supervised
 from tests.lab.transcript import UUID
@@ -62,7 +62,7 @@ async def test_host_collectors_are_polled_while_qemu_stalls_during_a_resync(fake
         at_poll_interval,
         files=lambda _: (KernelFilesToRead("/proc", ("uptime",)),),
     )
-    context = session_context(collectors=CollectorIndex((*ALL_COLLECTORS, clock)), intervals=PollIntervals())
+    context = session_context(collectors=CollectorsByNameAndEvent((*ALL_COLLECTORS, clock)), intervals=PollIntervals())
     async with supervised(observer, fake.path, context=context):
         await observer.wait_for_polls(collector="clock")
         fake.hang("query-migrate-capabilities")

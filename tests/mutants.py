@@ -96,7 +96,7 @@ AREAS: Final = {
             "delivery/queue.py",
             "delivery/disk_backlog.py",
             "delivery/drops.py",
-            "delivery/record_delivery_state_transitions.py",
+            "delivery/record_state_machine.py",
             "delivery/memory_tail.py",
         ),
         ("delivery/test_queue_model.py", "delivery/test_queue_contents.py"),

@@ -21,14 +21,7 @@ from agent.session.host_process import HostProcess
 from agent.session.migration_state import MigrationState
 from agent.session.poll_start import PollStart
 from agent.session.reply_parser import SAMPLES_PER_TURN, CollectorResult, is_unsupported, parse_in_steps, parse_replies
-from agent.session.scheduler import (
-    SLACK_SECONDS,
-    Batch,
-    Schedule,
-    commands_of_batch,
-    next_poll_time,
-    split_at_write_limit,
-)
+from agent.session.scheduler import SLACK_SECONDS, Batch, Schedule, commands_of_batch, next_poll_time, split_into_writes
 from agent.session.shared_types import PollOutcome, SessionContext, SessionObserver, VmLifecycleChange
 
 _log = logging.getLogger(__name__)
@@ -240,7 +233,7 @@ class Poller:
             elif not self._is_collector_off(name):
                 (isolated if self._failures.has_to_poll_alone(name) else remaining).append((collector, commands))
         while remaining:
-            batch, remaining = split_at_write_limit(remaining)
+            batch, remaining = split_into_writes(remaining)
             yield batch
         yield from ([entry] for entry in isolated)
 

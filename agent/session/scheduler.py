@@ -122,7 +122,7 @@ Batch = list[tuple[Requester, Sequence[Command]]]
 """Requesters, such as collectors, each with its commands."""
 
 
-def split_at_write_limit(batch: Batch[Requester]) -> tuple[Batch[Requester], Batch[Requester]]:
+def split_into_writes(batch: Batch[Requester]) -> tuple[Batch[Requester], Batch[Requester]]:
     """Split a batch. Return the requesters whose commands fit one write, and the remaining requesters."""
     count = 0
     for index, (_, commands) in enumerate(batch):

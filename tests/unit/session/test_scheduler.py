@@ -19,7 +19,7 @@ from agent.session.scheduler import (
     Schedule,
     commands_of_batch,
     next_poll_time,
-    split_at_write_limit,
+    split_into_writes,
 )
 
 
@@ -159,13 +159,13 @@ STATUS, NAME = Command("query-status"), Command("query-name")
 
 def test_a_batch_is_split_before_the_requester_whose_commands_do_not_fit() -> None:
     batch: Batch[str] = [("a", [STATUS] * 4), ("b", [STATUS] * 3), ("c", [STATUS]), ("d", [STATUS])]
-    assert split_at_write_limit(batch) == (batch[:2], batch[2:])
-    assert split_at_write_limit(batch[:2]) == (batch[:2], [])
+    assert split_into_writes(batch) == (batch[:2], batch[2:])
+    assert split_into_writes(batch[:2]) == (batch[:2], [])
 
 
 def test_a_requester_with_too_many_commands_for_one_write_is_alone_in_its_batch() -> None:
     batch: Batch[str] = [("a", [STATUS] * 8), ("b", [STATUS])]
-    assert split_at_write_limit(batch) == (batch[:1], batch[1:])
+    assert split_into_writes(batch) == (batch[:1], batch[1:])
 
 
 def test_the_commands_of_a_batch_are_in_the_order_of_its_requesters() -> None:

@@ -45,8 +45,8 @@ class FleetState:
     def vm(self, uuid: str) -> StreamRecord | None:
         """Return the state of a VM; None if no host reports the VM.
 
-        Two hosts report a VM during its migration, and for a minute after the migration. The state from the host that runs the VM is
-        returned. If neither host runs the VM, the newer state is returned.
+        Two hosts report a VM during its migration, and for a minute after the migration. The method returns the state
+        from the host that runs the VM. If neither host runs the VM, the method returns the newer state.
         """
         records = (self._records[key] for key in self._keys_by_vm.get(uuid, ()))
         return max(records, key=lambda record: (record.data.get("running") is True, record.time), default=None)

@@ -3,7 +3,7 @@
 The attribute `previoussequence` of a record is the `sequence` of its predecessor: the previous record of its source in the same topic.
 The newest sequence of each source is therefore enough to detect duplicates and losses. The first digits of a sequence identify the run of
 the agent, from its start to its end. The records of two runs form one chain if the agent knows the predecessor from its earlier run.
-Otherwise the new run begins another chain. The sequences of the new run may even be lower, after the host's clock was set back.
+Otherwise the new run begins another chain. The sequences of the new run are lower if the host's clock was set back.
 """
 
 import heapq
@@ -64,7 +64,7 @@ class OrderSettings:
 
 @dataclass(slots=True)
 class _HeldRecord:
-    """A record that waits for its predecessor, at the latest until the monotonic time `deadline`."""
+    """A record that waits for its predecessor until `deadline`, in seconds on the monotonic clock."""
 
     record: StreamRecord
     deadline: float
@@ -167,7 +167,7 @@ class RecordOrderer:
         return self.release_overdue()
 
     def release_overdue(self) -> list[StreamRecord | Gap]:
-        """Return the records that have waited too long for their predecessors, with a `Gap` before each record that lacks predecessors."""
+        """Return the records that waited too long for their predecessors. A `Gap` precedes each record whose predecessor is missing."""
         released: list[StreamRecord | Gap] = []
         now = self._clock()
         while self._waiting:
@@ -178,7 +178,7 @@ class RecordOrderer:
         return released
 
     def release_all(self) -> list[StreamRecord | Gap]:
-        """Return all waiting records, with a `Gap` before each record that lacks predecessors."""
+        """Return all waiting records. A `Gap` precedes each record whose predecessor is missing."""
         released: list[StreamRecord | Gap] = []
         while self._waiting:
             chain, held = next(iter(self._waiting.values()))

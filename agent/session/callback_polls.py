@@ -103,7 +103,10 @@ class CallbackPolls:
         self._task = None
 
     def check_schedule_and_connection_soon(self) -> None:
-        """Check the schedule and the connection in the next turn of the event loop. Call this method after a change of either."""
+        """Check the schedule and the connection in the next turn of the event loop.
+
+        Call this method after each change of the schedule, and when the connection has ended.
+        """
         if not self._is_check_pending:
             self._is_check_pending = True
             asyncio.get_running_loop().call_soon(self._check)
@@ -188,7 +191,7 @@ class CallbackPolls:
 
     @property
     def _is_task_waiting(self) -> bool:
-        """True while the session's task waits in `run` for the callback polls."""
+        """True while the session's task waits in `run_until_task_needed`."""
         return self._task is not None and not self._task.done()
 
     def _continue_task(self, names: Sequence[str]) -> None:
@@ -200,7 +203,7 @@ class CallbackPolls:
             self._task.set_exception(error)
 
     def on_overdue(self) -> None:
-        """Handle an overdue reply to a callback poll."""
+        """Make `run_until_task_needed` raise StalledError, because the reply to a callback poll is overdue."""
         if self._client is not None:
             self._fail_task(self._client.abandon_replies(self._context.settings.response_seconds))
 

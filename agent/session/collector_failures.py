@@ -20,10 +20,10 @@ class _Failure:
 
 
 class CollectorFailures:
-    """Failing collectors of one VM. A failing collector is off for a time, which doubles with each consecutive failure.
+    """Failing collectors of one VM. A failing collector is off (not polled) for a time, which doubles with each consecutive failure.
 
-    A failure of a write with several collectors does not show which collector caused the failure. The agent then isolates these collectors:
-    it polls each collector alone until the collector's reply can be read.
+    One write can contain the commands of several collectors. If the replies cannot be read, the collector that caused the failure is
+    unknown. The agent then isolates these collectors: the agent polls each collector alone until the collector's reply can be read.
     """
 
     __slots__ = ("_failures", "_isolated")

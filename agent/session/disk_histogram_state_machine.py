@@ -1,7 +1,7 @@
 """The latency histograms of one disk in QEMU, as a state machine. Pure.
 
 QEMU has one set of histograms for each disk, and any client can replace or remove this set. The agent sets histograms only on a disk that
-has none. The agent never replaces or removes histograms, not even its own. So the agent's histograms stay until the disk is unplugged or
+has none. The agent never replaces or removes histograms, including its own. So the agent's histograms stay until the disk is unplugged or
 QEMU ends.
 """
 
@@ -33,7 +33,7 @@ class HistogramState(StrEnum):
     REFUSED = "refused"
     """The disk has no histograms, and QEMU refused the agent's commands."""
     REMOVED = "removed"
-    """Another client has removed the histograms. The agent does not set them again until the disk is plugged in again."""
+    """Another client has removed the histograms. The agent sets no histograms on the disk until the disk is plugged in again."""
 
 
 class HistogramStateInput(StrEnum):
@@ -102,7 +102,7 @@ class DiskHistogramStateMachine:
     is_unplugged: bool = False
 
     def on_poll(self, boundaries: Sequence[float] | None, operations: tuple[int, ...], device: str) -> None:
-        """Handle a poll of the disk.
+        """Update the state from a poll of the disk.
 
         Args:
             boundaries: the boundaries of the disk's histograms in seconds; None if the disk has no histograms.

@@ -14,7 +14,10 @@ WINDOW_SECONDS = 1.0
 """Seconds during which repetitions of an event are counted before the count is reported."""
 
 MAX_WINDOWS = 256
-"""Maximum number of open windows. A limit is needed, because QEMU's data determines the number of keys. One more window ends the oldest."""
+"""Maximum number of open windows (times in which repetitions are counted). A new window beyond this limit ends the oldest window.
+
+A limit is needed, because QEMU's data determines the number of event keys.
+"""
 
 EventKey = tuple[object, ...]
 """Values that are equal for repetitions of one event, such as the event's name and its device."""

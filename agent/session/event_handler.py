@@ -48,7 +48,7 @@ class EventHandler:
         return self._arrivals - len(self._buffer) - len(self._severe_buffer)
 
     def on_event(self, event: Event) -> None:
-        """Handle an event that has just been read. Report the event, or buffer the event until `attach`."""
+        """Report an event that has just been read, or buffer the event until `set_vm_and_report_buffered`."""
         if self._vm is not None:
             self._report_event(self._vm, event)
         else:

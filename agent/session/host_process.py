@@ -65,7 +65,7 @@ HOST_TIMEOUT_SECONDS = 5.0
 """Timeout of each lookup on the host. A lookup can hang: a read of a tap's fdinfo waits for a lock of the kernel's network stack."""
 
 MAX_THREADS = 8192
-"""Maximum number of threads to report. QEMU's machines have at most 4096 vCPUs (11.1)."""
+"""Maximum number of threads to report. QEMU 11.1 supports at most 4096 vCPUs."""
 
 Execute = Callable[[Sequence[Command]], Awaitable[list[CommandResult]]]
 """Executes commands on QEMU and returns their results in the same order."""

@@ -80,8 +80,8 @@ def identify(
 ) -> Vm:
     """Return the VM that the replies to IDENTITY_COMMANDS describe.
 
-    A VM that was started without a UUID reports only zeros. The agent then derives a UUID from the host's name and the monitor's name. This
-    UUID stays the same when the VM or the agent restarts.
+    A VM that was started without a UUID reports only zeros. The agent then derives a UUID from the host's name and the monitor's name. The
+    derived UUID stays the same when the VM or the agent restarts.
 
     A VM can also connect to an address of the agent. Then the monitor's name changes with each connection or process. So the agent derives
     the UUID from the host's name, the agent's address and the VM's name. For a VM without a name, QEMU's command line replaces the name.

@@ -86,7 +86,7 @@ class LatencyHistogramTracker:
                     vm.disks[disk] = DiskHistogramStateMachine(own_boundaries=boundaries)
 
     def on_attached(self, vm: Vm, pid: int | None) -> None:
-        """Handle the attach of a VM whose process has this pid; None if unknown. Forget the histograms of an earlier process."""
+        """Mark a VM as attached, and forget the histograms of an earlier process. `pid` is None if the VM's pid is unknown."""
         vm_histograms = self._vms.get(_entry_name(vm))
         if vm_histograms is None or vm_histograms.pid != pid:
             vm_histograms = self._vms[_entry_name(vm)] = _VmHistograms(pid)
@@ -96,18 +96,18 @@ class LatencyHistogramTracker:
             histograms.state = HistogramState.UNREAD
 
     def on_detached(self, vm: Vm, now: float) -> None:
-        """Handle the detach of a VM at `now`, in seconds on the monotonic clock."""
+        """Mark a VM as detached at `now`, in seconds on the monotonic clock."""
         if (vm_histograms := self._vms.get(_entry_name(vm))) is not None:
             vm_histograms.detached_at, vm_histograms.pending = now, []
 
     def on_unplugged(self, vm: Vm, disk: str) -> None:
-        """Handle the event that a disk was unplugged."""
+        """Mark a disk as unplugged. A poll can still show the disk."""
         vm_histograms = self._vms.get(_entry_name(vm))
         if vm_histograms is not None and (histograms := vm_histograms.disks.get(disk)) is not None:
             histograms.is_unplugged = True
 
     def on_samples(self, vm: Vm, samples: Sequence[Sample]) -> None:
-        """Handle all samples of a poll of a VM's disks."""
+        """Update the disks' histograms from all samples of a poll of the VM's disks."""
         vm_histograms = self._vms.get(_entry_name(vm))
         if vm_histograms is None:
             return
@@ -137,7 +137,7 @@ class LatencyHistogramTracker:
         )
 
     def has_pending_commands(self, vm: Vm) -> bool:
-        """Return whether `pending_commands` may return commands."""
+        """Return whether `pop_pending_commands` may return commands."""
         vm_histograms = self._vms.get(_entry_name(vm)) if self.boundaries else None
         return vm_histograms is not None and bool(vm_histograms.pending)
 
@@ -169,7 +169,7 @@ class LatencyHistogramTracker:
         return name, value
 
     def pop_expired_entries(self, now: float) -> Iterator[EntryNameAndValue]:
-        """Remove each VM that has been detached for `DETACHED_VM_RETENTION_SECONDS`. Yield its persistent entry with the value None."""
+        """Remove each VM that was detached `DETACHED_VM_RETENTION_SECONDS` ago. Yield a removed VM's stored entry with the value None."""
         for name, vm_histograms in list(self._vms.items()):
             if (
                 vm_histograms.detached_at is not None

@@ -26,7 +26,7 @@ class MigrationPhase(Enum):
     UNKNOWN = "unknown"
     """No run state is known yet."""
     PRESENT = "present"
-    """The VM is in this process. The agent observed no incoming migration, or an outgoing migration has begun since then."""
+    """The VM is in this process. The agent observed no incoming migration, or an outgoing migration has begun later."""
     INCOMING = "incoming"
     """The process waits for the VM or receives the VM."""
     RECEIVED = "received"
@@ -101,17 +101,17 @@ class MigrationState:
         return _ROLE_BY_PHASE.get(self.phase)
 
     def on_run_state_at_attach(self, run_state: str) -> None:
-        """Handle the run state at attach; empty if the run state is unknown."""
+        """Update the phase from the VM's run state when the agent attaches; `run_state` is empty if unknown."""
         if run_state == _INMIGRATE or (run_state and self.phase is MigrationPhase.UNKNOWN):
             self._on_run_state(run_state)
 
     def on_event(self, status: object) -> None:
-        """Handle the status of a MIGRATION event."""
+        """Update the phase from the status in a MIGRATION event."""
         if isinstance(status, str):
             self.phase = _NEXT_BY_EVENT.get(status, {}).get(self.phase, self.phase)
 
     def on_sample(self, sample: Sample) -> bool | None:
-        """Handle a sample of any family.
+        """Update the phase from a sample of any family.
 
         Returns:
             True if the VM has migrated in since the last sample. False if the VM migrated in before the first migration sample. Otherwise
@@ -146,7 +146,7 @@ class MigrationState:
         return self.phase is MigrationPhase.MIGRATED_AWAY or (self.phase is MigrationPhase.HANDING_OVER and shut_down)
 
     def _on_run_state(self, run_state: str) -> bool:
-        """Handle a run state; return whether the VM has migrated in."""
+        """Update the phase from a run state. Return whether the VM has migrated in."""
         before = self.phase
         if not run_state:
             return False

@@ -102,7 +102,7 @@ class Poller:
             self._observer.on_samples(self._vm, collector.families, samples, min(time_ns, time.time_ns()))
 
     async def poll(self, names: Iterable[str]) -> bool:
-        """Send the commands of collectors to QEMU, and report the samples. Return False if QEMU stalled before all were polled.
+        """Send the commands of collectors to QEMU, and report the samples. Return False if QEMU stalled before all collectors replied.
 
         Raises:
             QmpError: the connection ended.
@@ -167,9 +167,9 @@ class Poller:
         await self._executor.wait_until_qemu_responds(error)
 
     def isolate_batch_after_protocol_error(self, batch: Batch[Collector], error: ProtocolError) -> None:
-        """Handle a violation of the protocol that ended the connection while the replies to a batch were due.
+        """Isolate the collectors of a batch whose replies were due when a violation of the protocol ended the connection.
 
-        On the next connection, the agent polls the collectors of the batch one by one. The only collector of a batch is off for a time.
+        On the next connection, the agent polls these collectors one by one. A batch's only collector is switched off for a time.
         """
         for collector, _ in batch:
             if len(batch) > 1:
@@ -215,7 +215,7 @@ class Poller:
         return [(collector, own) for collector, own in replies_by_collector if collector.name not in unclear]
 
     def _isolate_collector(self, name: str) -> None:
-        """Poll a collector alone at once, because one of the collectors in the same write caused a failure."""
+        """Make a collector due now, to be polled alone, because one of the collectors in the same write caused a failure."""
         self._failures.isolate(name)
         self._schedule.schedule_by(name, time.monotonic())
 
@@ -283,7 +283,7 @@ class Poller:
         self.poll_host(self._schedule.pop_due_polls(time.monotonic(), self._collectors.host_file_collectors))
 
     def _is_collector_off(self, name: str) -> bool:
-        """Return whether a collector is off after a failure. Schedule the next poll of such a collector for the end of the off time."""
+        """Return whether a collector is off after a failure. If so, schedule the collector's next poll for the end of the off time."""
         retry_at = self._failures.retry_at(name)
         if retry_at == -inf or retry_at <= time.monotonic() + SLACK_SECONDS:
             return False

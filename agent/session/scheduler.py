@@ -14,7 +14,7 @@ SPACING_SECONDS = 0.25
 """Minimum time between two polls of one collector if events cause the polls."""
 
 MAX_STORED_RUN_TIMES = 4
-"""Number of poll times to store. If more are stored, times older than `SPACING_SECONDS` are discarded, to save memory."""
+"""Number of poll times to store. If more times are stored, times older than `SPACING_SECONDS` are discarded, to save memory."""
 
 VMS_PER_SLOT = 8
 """Number of VMs that share a slot, a moment in the polling interval.
@@ -24,7 +24,10 @@ these polls waits up to 2 ms. With 25 VMs per slot, the 99th percentile of the e
 """
 
 FIRST_POLL_SPACING_SECONDS = 0.0015
-"""Seconds between the first polls of two VMs. A first poll takes 1.3 ms. Its records take 15 KiB of memory until they are sent."""
+"""Seconds between the first polls of two VMs.
+
+A first poll takes 1.3 ms. The unsent records of a first poll take 15 KiB of memory.
+"""
 FIRST_POLL_MAX_DELAY_SECONDS = 5.0
 """Maximum delay of a VM's first poll."""
 

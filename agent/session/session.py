@@ -88,8 +88,9 @@ class Session:
             context: state that all sessions share.
             observer: receives the records, the samples and the outcome of each poll.
             client: the connection.
-            events: handler of the connection's events. The caller creates it before the connection, so that no event is missed.
-            on_state: called with each new state (up, busy or stalled) and its cause.
+            events: handler of the connection's events. The caller creates the handler before the connection, so that no event
+                is missed.
+            on_state: called with each new state (negotiating, up, busy or stalled) and its cause.
             on_degraded: called when `failures` changes.
             migration: migration state of the VM's process; kept when the VM is attached again.
             failures: the VM's failing collectors; kept when the VM is attached again.
@@ -196,7 +197,7 @@ class Session:
                     await self._run_polls(poller, callback_polls, disk_commands, vm)
             except QmpError:
                 if poller.facts.cgroup is not None:
-                    # The kernel counts an OOM kill before it ends the process, and the cgroup often exists for a little longer.
+                    # The kernel counts an OOM kill before the process ends. The cgroup often exists for longer than the process.
                     poller.poll_host((CGROUPS.name,))
                 raise
             finally:

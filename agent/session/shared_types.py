@@ -78,7 +78,7 @@ class PollOutcome(StrEnum):
     DEFERRED = "deferred"
     """The collector waits until the storage of the VM answers."""
     TRUNCATED = "truncated"
-    """The reply had more subjects, such as disks, than the agent accepts. The agent emits samples of the first subjects only."""
+    """The reply had more subjects (such as disks) than the agent accepts. The agent emits samples of the first subjects only."""
 
 
 class VmLifecycleChange(StrEnum):
@@ -96,7 +96,7 @@ class VmLifecycleChange(StrEnum):
 
     @property
     def record_type(self) -> str:
-        """The record type of this change, such as `qemu.vm.attached`."""
+        """Type of the record that reports the change, such as `qemu.vm.attached`."""
         return f"qemu.vm.{self.value}"
 
 
@@ -184,7 +184,7 @@ class DiskCommandController(Protocol):
     """Decides which commands the sessions send to change disks in QEMU."""
 
     def has_pending_commands(self, vm: Vm) -> bool:
-        """Return whether `pending_commands` may return commands. Each poll calls this method, so implementations must be fast."""
+        """Return whether `pop_pending_commands` may return commands. Each poll calls this method, so implementations must be fast."""
 
     async def pop_pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
         """Return the commands to send to this VM now, each with its disk."""
@@ -206,7 +206,7 @@ class StorageAccessPolicy(Protocol):
     async def may_query(self, vm: Vm, pid: int | None) -> bool:
         """Return whether commands that access the storage of this VM may be sent now. The call takes less than a second.
 
-        After a refusal, the implementation calls `SessionContext.schedule_collectors` once the storage answers again.
+        After a refusal, the implementation calls `SessionContext.schedule_vm_collectors_now` once the storage answers again.
 
         Args:
             vm: the VM.
@@ -276,7 +276,7 @@ class SessionContext:
         random: returns a number from 0 to 1, to spread polls over time.
         build_commands: the command names of each known QEMU build; sessions add builds.
         first_polls: spreads the first polls of newly attached VMs over time.
-        attached_vms: number of attached VMs; each session adds itself while its VM is attached.
+        attached_vms: number of attached VMs; each session counts its VM while the VM is attached.
         wake_timers: wakes sessions for their next polls.
         deadlines: deadlines of the replies to callback polls.
         virtual_function_counters: the last counters of virtual functions of network devices.

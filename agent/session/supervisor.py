@@ -124,7 +124,7 @@ class MonitorSupervisor:
         except (MonitorBusyError, StalledError) as error:
             if isinstance(error, MonitorBusyError) and self._monitor.inbound:
                 # No other client can hold a monitor that connects to the agent.
-                self._set_state(MonitorState.GONE, "QEMU connected but did not greet")
+                self._set_state(MonitorState.GONE, "QEMU connected but sent no greeting")
             else:
                 self._report_state(
                     MonitorState.BUSY if isinstance(error, MonitorBusyError) else MonitorState.STALLED, str(error)

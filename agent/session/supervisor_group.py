@@ -46,7 +46,7 @@ class SupervisorGroup:
             )
 
     def on_monitor_removed(self, monitor: Monitor) -> None:
-        """Stop supervising a monitor when its open connection ends."""
+        """Make no new connection to a monitor. Stop supervising the monitor once no connection is open."""
         if monitor.key in self._supervisors:
             self._supervisors[monitor.key].stop_reconnecting()
 
@@ -59,7 +59,7 @@ class SupervisorGroup:
         """Report the state of a discoverer. The agent's web page lists the discoverer among the monitors.
 
         Args:
-            discoverer: the discoverer's entry.
+            discoverer: the entry of the discoverer in the list of monitors.
             error: why the discoverer cannot find monitors; None if the discoverer works.
             limitation: a limitation of discovery, for the operator; may be empty.
         """

@@ -38,7 +38,7 @@ _READ_DEAD_LETTERS = "SELECT reason, row, id, key, type, time_ns, crc, body FROM
 
 
 DATABASE_ERRORS = (sqlite3.Error, OSError, ValueError, TypeError, OverflowError)
-"""Errors of reading and writing a database. A damaged file causes the last three, by texts that are not UTF-8 or by wrong types."""
+"""Errors of reading and writing a database. A damaged file can cause the last three errors by values of wrong types."""
 
 
 class JournalFaultKind(StrEnum):
@@ -82,7 +82,7 @@ def _convert_sqlite_errors() -> Iterator[None]:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open a connection that does not wait for locks and starts no transactions implicitly."""
+    """Open a connection that fails at once if the file is locked, and that starts a transaction only at `BEGIN`."""
     return sqlite3.connect(path, timeout=0.0, isolation_level=None, check_same_thread=False)
 
 
@@ -98,7 +98,7 @@ def raise_if_disk_full(error: Exception) -> None:
 
 
 def connect_readonly(path: Path) -> sqlite3.Connection:
-    """Open a connection that only reads. It creates no file."""
+    """Open a connection that only reads and creates no file."""
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
 
 
@@ -267,7 +267,7 @@ class JournalDatabase:
             return read_persistent_entries(self._require_connection())
 
     def checkpoint(self) -> None:
-        """Checkpoint and restart the write-ahead log. Later writes reuse the space of the log, so they can succeed on a full disk."""
+        """Checkpoint and restart the write-ahead log. Later writes reuse the log's space, and so can succeed on a full disk."""
         with _convert_sqlite_errors():
             self._require_connection().execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
 

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 JOURNAL_FILE = "journal.db"
 MAX_DEAD_LETTERS = 10_000
-"""Maximum number of dead letters in the journal. Newer dead letters replace the oldest ones."""
+"""Maximum number of dead letters (records that the sink rejected) in the journal. Newer dead letters replace the oldest dead letters."""
 _NOT_OPENED = "not opened yet"
 UNREPORTED_DROPS = "unreported_drops"
 """Name of the persistent entry with the drops that no record has reported to consumers yet."""
@@ -68,7 +68,7 @@ class Journal:
         """Values of the persistent entries that the file had when it was opened, by name."""
         self.pending_entries = UncommittedEntries()
         self.opened = asyncio.Event()
-        """Set after the first attempt to open the file, even if it failed."""
+        """Set after the first attempt to open the file, successful or not."""
         self._queues = queues
         self._drops = drops
         self._timings = timings
@@ -114,10 +114,10 @@ class Journal:
         await stored
 
     async def fetch_backlog(self, queue: RecordQueue, max_records: int, max_bytes: int) -> None:
-        """Read the oldest records of a queue's backlog and put them in flight. Wait and retry if the file cannot be read.
+        """Read the oldest records of a queue's backlog (the rows on disk), and put the records in flight. Wait and retry after a failure.
 
-        `run` quarantines a damaged file, and the recovered records become the backlog. Postpone the backlog and return without records if
-        the file cannot be read within the queue's `backlog_seconds`. The queue then delivers the records in memory.
+        `run` quarantines a damaged file. The recovered records then become the backlog. If the file cannot be read within the queue's
+        `backlog_seconds`, postpone the backlog and return without records. The queue then delivers the records in memory.
 
         Args:
             queue: the queue; it has a backlog, and none of its records is in flight.
@@ -145,7 +145,7 @@ class Journal:
                     try:
                         batch = await self._thread.call(read_records, queue.name, after_row, max_records, max_bytes)
                     except JournalError as error:
-                        self._read_error = error  # `run` handles it
+                        self._read_error = error  # `run` handles the error
                         self._dirty.set()
                     else:
                         if queue.backlog and queue.backlog.after_row == after_row and not queue.in_flight:
@@ -164,7 +164,7 @@ class Journal:
         self._dirty.set()
 
     async def write_remaining(self) -> None:
-        """Write all records in memory, because the agent stops. `run` must have returned. Retry once if the disk fails."""
+        """Write all records that are only in memory, before the agent ends. `run` must have returned. Retry once if the disk fails."""
         for _ in range(2):
             if self._database is None:
                 await self._try_to_open()
@@ -229,7 +229,7 @@ class Journal:
         return self._has_waiting_writes() or self._read_error is not None or self._stopping.is_set()
 
     async def _wait_for_batch(self) -> None:
-        """Delay deletions until there are records to write, at most `delete_delay`, so that one transaction deletes and writes."""
+        """Wait until records have to be written, for at most `delete_delay` seconds. One transaction then deletes and writes."""
         self._dirty.clear()
         try:
             async with asyncio.timeout(self._timings.delete_delay):
@@ -368,7 +368,7 @@ class Journal:
             await self._thread.call(opened.checkpoint)
             await self._thread.call(opened.commit, transaction.changes)
         except JournalError as error:
-            _log.debug("journal %s: cannot make room: %s", self.path, error)
+            _log.debug("journal %s: cannot make room on the full disk: %s", self.path, error)
             return
         transaction.report_committed()
 
@@ -392,7 +392,7 @@ class Journal:
             self._drops.add(name, DropReason.CORRUPT, count, 0, 0, time.monotonic())
 
     def _on_disk_hang_changed(self, hangs: bool) -> None:  # noqa: FBT001 - a callback's only argument
-        """Handle the start and the end of a hang of the disk. The queues send alerts without waiting for the journal during a hang."""
+        """Report to the queues whether the disk hangs. During a hang, the queues send alerts without waiting for the journal."""
         if hangs:
             _log.warning("journal %s: the disk hangs: alerts no longer wait for the journal", self.path)
         for queue in self._queues:

@@ -174,7 +174,7 @@ class QueueCopyPlan:
 
     Attributes:
         in_flight: the records in flight; for a queue that is not durable, only the records in flight that were in the old file.
-        in_flight_rows: the rows of the records in flight in the new file; empty until they are copied.
+        in_flight_rows: row numbers of the records in flight in the new file; empty before the copy.
         after_row: the row in the old file before the first row of the backlog.
         last_row: the last row of the backlog in the old file; infinite if the backlog's rows are unknown.
     """
@@ -200,7 +200,7 @@ class QueueCopyPlan:
 
 @dataclass(frozen=True, slots=True)
 class RebuiltJournal:
-    """A new journal file that replaces a damaged one.
+    """A new journal file that replaces a damaged file.
 
     Attributes:
         quarantined: the new path of the damaged file; None if there was no file.

@@ -59,7 +59,7 @@ _UNLESS_OLDER = " ON CONFLICT (name) DO UPDATE SET version = excluded.version, t
 
 
 def insert_records(queue: str, records: Sequence[EncodedRecord], rows: list[int]) -> JournalChange:
-    """Return a change that appends records to a queue and stores the records' entries.
+    """Return a change that appends records to a queue, and stores the persistent entries that belong to the records.
 
     Args:
         queue: name of the queue.
@@ -124,7 +124,7 @@ def delete_oldest_rows(
         after_row: the row before the first row that may be deleted.
         through_row: the last row that may be deleted.
         deleted: receives a summary of the deleted rows.
-        last_row: receives the last deleted row; stays empty if none is deleted.
+        last_row: receives the number of the last deleted row; stays empty if no row is deleted.
     """
 
     def change(db: sqlite3.Connection) -> None:
@@ -153,12 +153,16 @@ def delete_dead_letters() -> JournalChange:
 
 
 def upsert_entry(entry: PersistentEntry) -> JournalChange:
-    """Return a change that stores a persistent entry. A newer entry of the same name is not replaced."""
+    """Return a change that stores a persistent entry, unless the table has a newer entry of the same name."""
     return upsert_entries((entry,))
 
 
 def upsert_entries(entries: Sequence[PersistentEntry]) -> JournalChange:
-    """Return a change that stores persistent entries, oldest first for each name. A newer entry of the same name is not replaced."""
+    """Return a change that stores persistent entries, unless the table has a newer entry of the same name.
+
+    Args:
+        entries: the entries. If several entries have one name, the newest of these entries comes last.
+    """
 
     def change(db: sqlite3.Connection) -> None:
         for start in range(0, len(entries), MAX_STATEMENT_ROWS):

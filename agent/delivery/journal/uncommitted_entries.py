@@ -1,4 +1,4 @@
-"""Persistent entries (small values that the journal keeps across restarts) that the journal's next transaction stores."""
+"""Persistent entries for the journal's next transaction. A persistent entry is a small value that the journal keeps across restarts."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from agent.model.persistent_entry import PersistentEntry
 
 ChangedEntries = Callable[[bool], Iterable[PersistentEntry]]
-"""Returns the entries that changed since the last call; all entries if the argument is True, because the journal has a new file."""
+"""Returns the entries that changed since the last call. The argument True requests all entries, because the journal has a new file."""
 
 
 def _no_entries(_whole: bool) -> Iterable[PersistentEntry]:  # noqa: FBT001 - a callback's only argument
@@ -41,7 +41,7 @@ class UncommittedEntries:
         self._fetch_all = True
 
     def take_entries_for_transaction(self) -> list[PersistentEntry]:
-        """Return the entries of the next transaction. `commit_transaction` or `fail_transaction` must follow."""
+        """Return the entries of the next transaction. Call `on_transaction_committed` or `on_transaction_failed` next."""
         self._writing, self._waiting = self._waiting, []
         self._fetched |= {entry.name: entry for entry in self.fetch_changed(self._fetch_all)}
         self._fetch_all = False

@@ -80,7 +80,7 @@ class CallbackPolls:
         """Run callback polls until the session's task is needed. Return the names of the polls that the task has to run, if any.
 
         Raises:
-            StalledError: the reply to a callback poll is overdue. Call `wait_until_responsive` next.
+            StalledError: the reply to a callback poll is overdue. Call `wait_until_qemu_responds` next.
             QmpError: the connection ended.
         """
         self._task = asyncio.get_running_loop().create_future()

@@ -38,7 +38,7 @@ class CommandExecutor:
 
         Raises:
             MonitorBusyError: the monitor is in use by another client.
-            StalledError: a reply is overdue. Call `wait_until_responsive` next.
+            StalledError: a reply is overdue. Call `wait_until_qemu_responds` next.
             QmpError: the connection ended, or a command is not allowed.
         """
         timeout = self._context.settings.response_seconds

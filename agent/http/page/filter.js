@@ -34,7 +34,7 @@ export function parseFilter(text) {
 export const FILTER_HELP = [
   ["web", "the name, UUID or state contains “web”"],
   ["state:paused", "the state begins with “paused”"],
-  ["state:stopped", "QEMU has stopped the guest for an error"],
+  ["state:stopped", "QEMU stopped the guest, after an error or after the guest shut down"],
   ["alert:any", "an alert fires"],
   [`alert:${SEVERITIES[0]}`, "an alert of this severity, or with this word in its name, fires"],
   ["label:tier=gold", "the VM's manager has this label"],

@@ -6,10 +6,10 @@ const KEYED = ["rows", "monitors", "alerts", "pools", "families"];
 
 const STOPPED = ["io-error", "internal-error", "guest-panicked", "watchdog", "shutdown"];
 
-/** Return a state in plain words: what QEMU calls a state of error is a stopped guest. */
+/** Return a state in plain words: with the word "stopped" if QEMU stopped the guest. */
 export const stateText = (word) => (STOPPED.includes(word) ? `stopped: ${word}` : word);
 
-/** Return whether QEMU has stopped the guest because of an error. */
+/** Return whether QEMU stopped the guest, after an error or after the guest shut down. */
 export const isStopped = (vm) => vm.state === "up" && vm.running === false && STOPPED.includes(vm.status);
 
 /** Return the state of a VM as a word, and the look of this word: good, idle, warning or bad. */

@@ -6,15 +6,12 @@ query-named-block-nodes lists the filter. Since QEMU 10.1, the filter's entry ha
 only the file name of the node below the filter.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from agent.collectors.untrusted_json import list_of_objects_or_empty, object_or_empty, text_or_empty
+from agent.collectors.untrusted_json import list_of_objects_or_empty, text_or_empty
 from agent.model.event_definition import device_name_from_qom_path
-from agent.model.family import Sample
-from agent.model.metrics.block import BLOCK, BLOCK_BACKING, BLOCK_DEVICE
-from agent.model.metrics.block_layers import BLOCK_LAYER, BLOCK_NAMES
 from agent.model.record import sanitize
 
 FILTERS = frozenset(
@@ -72,46 +69,30 @@ def _short_device_name(name: str) -> str:
 class DiskNames:
     """All names of one VM's disks at one time, without the names that jobs and snapshots add later.
 
-    Create an object with `from_replies` or `from_samples`.
+    Create an object with `from_replies`.
     """
 
     def __init__(self) -> None:
         self._disks_by_name: dict[str, set[str]] = {}  # for each name, the stable names of its disks
 
     @classmethod
-    def from_replies(cls, stats: Any, nodes: Any, block: Any = None) -> "DiskNames":
+    def from_replies(cls, stats: Any, nodes: Any) -> "DiskNames":
         """Collect the names from QEMU's replies. Each reply may also be an error or None.
 
         Args:
             stats: the reply to query-blockstats, which has the stable names.
             nodes: the reply to query-named-block-nodes.
-            block: the reply to query-block.
         """
-        graph = cls()
+        names = cls()
         for disk in list_of_objects_or_empty(stats):
             if name := stable_disk_name(disk):
-                graph._add_names(name, *_names_of_disk(disk))
-        for disk in list_of_objects_or_empty(block):
-            node = object_or_empty(disk.get("inserted")).get("node-name")
-            names = (disk.get("qdev"), disk.get("device"), node)
-            if name := graph.find_disk(*names) or stable_disk_name({**disk, "node-name": node}):
-                graph._add_names(name, *names)
+                names._add_names(name, *_names_of_disk(disk))
         by_name = {
             name: node for node in list_of_objects_or_empty(nodes) if (name := text_or_empty(node.get("node-name")))
         }
-        graph._add_child_names(by_name)
-        graph._add_filter_names(by_name)
-        return graph
-
-    @classmethod
-    def from_samples(cls, samples: Iterable[Sample]) -> "DiskNames":
-        """Collect the names from samples of the families block, block_backing, block_layer, block_device and block_names."""
-        graph = cls()
-        for sample in samples:
-            if sample.family in (BLOCK, BLOCK_BACKING, BLOCK_LAYER, BLOCK_DEVICE, BLOCK_NAMES):
-                names = [sample.values.get(key) for key in ("node", "storage_node", "backend", "qdev")]
-                graph._add_names(sample.subject, *names, *sample.values.get("names", ()))
-        return graph
+        names._add_child_names(by_name)
+        names._add_filter_names(by_name)
+        return names
 
     def find_disk(self, *names: Any) -> str | None:
         """Return the stable name of the disk that has one of these names. The first name that belongs to exactly one disk counts.

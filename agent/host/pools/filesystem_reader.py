@@ -114,11 +114,6 @@ class FileSystemReader:
         """Return whether a request for the mount has waited for an answer for longer than `slow_seconds`."""
         return mount in self._unresponsive_since
 
-    @property
-    def suspect_mounts(self) -> list[str]:
-        """The suspect mounts."""
-        return list(self._unresponsive_since)
-
     def is_mount_unresponsive(self, mount: str) -> bool:
         """Return whether a request for the mount has exceeded the deadline; False while the child process runs or waits for a CPU."""
         seconds = self.seconds_waiting_for_mount(mount)

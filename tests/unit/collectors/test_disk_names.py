@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from agent.collectors import ALL_COLLECTORS
 from agent.collectors.disk_names import DiskNames
-from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK
 from agent.model.metrics.block_layers import BLOCK_NAMES
 from tests.lab import golden_files
@@ -35,22 +34,20 @@ NODE_OF = {
 }
 
 
-def graph_of(version: str) -> DiskNames:
+def names_of(version: str) -> DiskNames:
     replies = REPLIES[version]
-    return DiskNames.from_replies(replies["stats"], replies["nodes"], replies["block"])
+    return DiskNames.from_replies(replies["stats"], replies["nodes"])
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("with_block", [True, False])
-def test_filters_of_jobs_lead_to_the_disk_below(version: str, with_block: bool) -> None:  # noqa: FBT001
-    replies = REPLIES[version]
-    graph = DiskNames.from_replies(replies["stats"], replies["nodes"], replies["block"] if with_block else None)
-    assert {name: graph.find_disk(name) for name in FILTER_OF[version]} == FILTER_OF[version]
+def test_filters_of_jobs_lead_to_the_disk_below(version: str) -> None:
+    disk_names = names_of(version)
+    assert {name: disk_names.find_disk(name) for name in FILTER_OF[version]} == FILTER_OF[version]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_nodes_backends_and_qom_paths_lead_to_their_disk(version: str) -> None:
-    graph = graph_of(version)
+    disk_names = names_of(version)
     names = {
         "drive-scsi0": "scsi0",
         "scsi0": "scsi0",
@@ -71,44 +68,38 @@ def test_nodes_backends_and_qom_paths_lead_to_their_disk(version: str) -> None:
         "f-s": "botdisk",
         **NODE_OF[version],
     }
-    assert {name: graph.find_disk(name) for name in names} == names
+    assert {name: disk_names.find_disk(name) for name in names} == names
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_nodes_of_no_disk_and_unknown_names_lead_nowhere(version: str) -> None:
-    graph = graph_of(version)
+    disk_names = names_of(version)
     for name in ("tgt", "tgt2", "#block999999", "", "/machine/peripheral/net0", None, 5, ["vb"]):
-        assert graph.find_disk(name) is None
-    assert graph.find_disk("", None, "tgt", "b-s") == "vb"
-    assert graph.find_disk("/machine/peripheral/vd/virtio-backend", "drive-scsi0") == "vd"
+        assert disk_names.find_disk(name) is None
+    assert disk_names.find_disk("", None, "tgt", "b-s") == "vb"
+    assert disk_names.find_disk("/machine/peripheral/vd/virtio-backend", "drive-scsi0") == "vd"
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_samples_lead_to_the_same_disks_as_the_replies(version: str) -> None:
-    graph, replies = graph_of(version), REPLIES[version]
-    samples = [
-        *BY_NAME["nodes"].collect([replies["nodes"], replies["stats"]]),
-        *BY_NAME["block"].collect([replies["stats"]]),
-        *BY_NAME["drives"].collect([replies["block"]]),
-    ]
-    rebuilt = DiskNames.from_samples(samples)
-    assert rebuilt.unshared_names_by_disk() == graph.unshared_names_by_disk()
-    assert {s.subject for s in samples if s.family is BLOCK_NAMES} == {s.subject for s in samples if s.family is BLOCK}
+def test_each_disk_with_samples_has_a_sample_of_its_names(version: str) -> None:
+    replies = REPLIES[version]
+    names = BY_NAME["nodes"].collect([replies["nodes"], replies["stats"]])
+    disks = BY_NAME["block"].collect([replies["stats"]])
+    assert {s.subject for s in names if s.family is BLOCK_NAMES} == {s.subject for s in disks if s.family is BLOCK}
 
 
 @pytest.mark.parametrize("version", ["2.6", "4.2", "5.2", "7.2", "10.0", "11.1"])
 def test_every_name_in_a_transcript_leads_to_the_disk_of_its_samples(version: str) -> None:
     transcript = Transcript.load(f"qemu-{version}")
-    stats, nodes, block = (
-        transcript.answer(command, {})["return"]
-        for command in ("query-blockstats", "query-named-block-nodes", "query-block")
+    stats, nodes = (
+        transcript.answer(command, {})["return"] for command in ("query-blockstats", "query-named-block-nodes")
     )
-    graph = DiskNames.from_replies(stats, nodes, block)
+    disk_names = DiskNames.from_replies(stats, nodes)
     for sample in BY_NAME["block"].collect([stats]):
         for key in ("node", "storage_node", "backend", "qdev"):
             if name := sample.values.get(key):
-                assert graph.find_disk(name) == sample.subject, name
-    assert all(graph.find_disk(node["node-name"]) for node in nodes)
+                assert disk_names.find_disk(name) == sample.subject, name
+    assert all(disk_names.find_disk(node["node-name"]) for node in nodes)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -132,10 +123,10 @@ def test_a_name_that_two_disks_share_identifies_neither() -> None:
         {"node-name": "#block1", "drv": "commit_top", "file": "f"},
         {"node-name": "base", "drv": "raw", "file": "f"},
     ]
-    graph = DiskNames.from_replies(stats, nodes)
-    assert graph.find_disk("base") is graph.find_disk("#block1") is None
-    assert graph.find_disk("base", "b-top") == "b"
-    assert graph.unshared_names_by_disk() == {"a": ["a-top"], "b": ["b-top"]}
+    disk_names = DiskNames.from_replies(stats, nodes)
+    assert disk_names.find_disk("base") is disk_names.find_disk("#block1") is None
+    assert disk_names.find_disk("base", "b-top") == "b"
+    assert disk_names.unshared_names_by_disk() == {"a": ["a-top"], "b": ["b-top"]}
 
 
 def test_a_filter_on_a_filter_leads_to_the_disk_below_both() -> None:
@@ -157,11 +148,11 @@ def test_a_filter_on_a_filter_leads_to_the_disk_below_both() -> None:
             "children": [{"child": "target", "node-name": "top"}],
         },
     ]
-    graph = DiskNames.from_replies(stats, nodes)
-    assert {name: graph.find_disk(name) for name in ("outer", "inner", "data")} == dict.fromkeys(
+    disk_names = DiskNames.from_replies(stats, nodes)
+    assert {name: disk_names.find_disk(name) for name in ("outer", "inner", "data")} == dict.fromkeys(
         ("outer", "inner", "data"), "a"
     )
-    assert graph.find_disk("other") is None
+    assert disk_names.find_disk("other") is None
 
 
 @pytest.mark.parametrize("driver", [["throttle"], {"throttle": 1}, 5, None])
@@ -211,11 +202,8 @@ json = st.recursive(
 )
 
 
-@given(json, json, json)
-def test_any_reply_results_in_a_graph(stats: Any, nodes: Any, block: Any) -> None:
-    graph = DiskNames.from_replies(stats, nodes, block)
-    for device, names in graph.unshared_names_by_disk().items():
-        assert all(graph.find_disk(name) == device for name in names)
-    assert DiskNames.from_samples(
-        [Sample(BLOCK_NAMES, (d,), {"names": n}) for d, n in graph.unshared_names_by_disk().items()]
-    )
+@given(json, json)
+def test_each_name_in_any_reply_belongs_to_one_disk(stats: Any, nodes: Any) -> None:
+    disk_names = DiskNames.from_replies(stats, nodes)
+    for device, names in disk_names.unshared_names_by_disk().items():
+        assert all(disk_names.find_disk(name) == device for name in names)

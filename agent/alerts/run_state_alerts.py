@@ -107,7 +107,8 @@ class RunStateAlerts:
     ) -> Iterator[Record]:
         """Fire the alert of a polled run state that no event has fired."""
         if status == "io-error":
-            state.unlocated_io_error_ns, state.is_unlocated_error_enospc = state.unlocated_io_error_ns or time_ns, False
+            if not state.unlocated_io_error_ns:  # otherwise an event has reported the error and its cause
+                state.unlocated_io_error_ns, state.is_unlocated_error_enospc = time_ns, False
             state.collectors_to_poll |= {"drives"}
             if state.layers:
                 yield from self._locate_io_error(state)

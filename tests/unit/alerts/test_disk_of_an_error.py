@@ -72,6 +72,19 @@ def test_an_error_on_an_unknown_node_is_located_by_io_status(scenario: AlertScen
     assert scenario.emitted[-1].time_ns == 10 * 10**9
 
 
+def test_a_poll_of_the_run_state_keeps_the_cause_of_an_unlocated_error(scenario: AlertScenario) -> None:
+    assert scenario.io_error(10, device="", node_name="#block269") == []
+    assert scenario.run_state("io-error", 10.5) == []
+    assert scenario.io_status(11, disk0="nospace", disk1="ok") == [DISK_FULL]
+    assert scenario.emitted[-1].data["detected_by"] == "enospc"
+
+
+def test_a_poll_of_the_run_state_keeps_the_alert_of_an_error_without_a_disk(scenario: AlertScenario) -> None:
+    scenario.io_error(10, device="", node_name="#block269")
+    assert scenario.run_state("io-error", 10.5) == []
+    assert scenario.tick(12) == [("disk_full", "", "firing")]
+
+
 def test_an_error_that_io_status_does_not_locate_is_reported_without_a_disk(scenario: AlertScenario) -> None:
     scenario.io_error(10, device="", node_name="#block269")
     assert scenario.tick(11) == []

@@ -217,11 +217,13 @@ async def _check_endpoint(config: Config) -> Finding:
         web_config = await asyncio.to_thread(
             LoadedWebConfig.read, expand_credentials_directory(path) if path is not None else None
         )
-        await asyncio.to_thread(_try_to_bind, address)
+        is_free = await asyncio.to_thread(_can_bind, address)
     except EndpointSetupError as error:
         return _failed_finding(f"endpoint: {error}")
     except OSError as error:
         return _failed_finding(f"endpoint: {error.strerror or error}")
+    if not is_free:
+        return _passed_finding(f"endpoint: {address} is in use, by the running agent or by another program")
     if web_config.config.requires_authentication:
         return _passed_finding(f"endpoint: {address} requires authentication ({path})")
     if is_loopback(address):
@@ -232,11 +234,11 @@ async def _check_endpoint(config: Config) -> Finding:
     return _passed_finding(text)
 
 
-def _try_to_bind(address: str) -> None:
-    """Test whether the agent can listen on the endpoint's address.
+def _can_bind(address: str) -> bool:
+    """Return whether the agent can listen on the endpoint's address; False if the port is in use, probably by the running agent.
 
     Raises:
-        EndpointSetupError: the agent cannot listen on the address. A port in use is no error: the running agent probably uses the port.
+        EndpointSetupError: the agent cannot listen on the address.
     """
     try:
         for bound in bind_sockets(address):
@@ -244,6 +246,8 @@ def _try_to_bind(address: str) -> None:
     except EndpointSetupError as error:
         if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.EADDRINUSE:
             raise
+        return False
+    return True
 
 
 async def _check_alertmanagers(config: Config) -> list[Finding]:

@@ -166,9 +166,9 @@ class CustomAlertConfig(ConfigSection):
     count: Annotated[int, Field(ge=2, le=1000)] | None = None
     """Number of events within `duration` at which the alert fires; by default, it fires at the first event."""
     lasts: PositiveSeconds | None = None
-    """How long the alert fires after an event or an increase.
+    """How long the alert fires after the last such event or increase.
 
-    By default, until an event in `resolved_by`; without `resolved_by`, an hour.
+    By default, until an event in `resolved_by`; without `resolved_by`, an hour, or `duration` if that is longer.
     """
     severity: SeverityName = "warning"
     """Severity: debug, info, warning, error or critical."""
@@ -228,6 +228,17 @@ class CustomAlertConfig(ConfigSection):
     def _check_count(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and (info.data.get("sample") or not info.data.get("duration")):
             raise ValueError("needs `event` and `duration`")
+        return value
+
+    @field_validator("lasts")
+    @classmethod
+    def _check_lasts(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("sample") and info.data.get("when"):
+            first = parse_comparison(info.data["when"][0], *_comparable_fields(info.data))
+            if first.operator is not Operator.INCREASES:
+                raise ValueError(
+                    "needs `event` or a comparison with `increases`: another alert on samples ends with its condition"
+                )
         return value
 
     def to_alert_rule(self) -> SampleAlertRule | EventAlertRule:

@@ -66,7 +66,7 @@ class GuestAgentClient(asyncio.Protocol):
         except PermissionError as error:
             client.close()
             raise GuestChannelAccessDeniedError(
-                f"permission denied for user {getpass.getuser()}: add it to the group that owns the socket"
+                f"permission denied for user {getpass.getuser()}: `sudo qmp-agent doctor` prints the commands that permit it"
             ) from error
         except OSError as error:
             client.close()

@@ -124,7 +124,7 @@ class QmpClient(asyncio.Protocol):
         except PermissionError as error:
             client.close()
             raise ConnectPermissionError(
-                f"permission denied for user {getpass.getuser()}: add it to the group that owns the socket"
+                f"permission denied for user {getpass.getuser()}: `sudo qmp-agent doctor` prints the commands that permit it"
             ) from error
         except OSError as error:
             client.close()

@@ -109,12 +109,15 @@ class FakeProcHost:
         if manager:
             self.add_process(manager, "/usr/sbin/libvirtd --timeout 120", fds={17: client})
 
-    def inspect(self, monitors: Sequence[Mapping[str, object]] = (), pattern: str = "*") -> list[VmReport]:
+    def inspect(
+        self, monitors: Sequence[Mapping[str, object]] = (), pattern: str = "*", *, is_root: bool = True
+    ) -> list[VmReport]:
         """Return doctor's reports for this host.
 
         Args:
             monitors: entries of the config; without any, there is no config.
             pattern: the VMs.
+            is_root: whether doctor runs as root.
         """
         config = Config.model_validate({"monitors": monitors}) if monitors else None
-        return inspect_host(HostToInspect(ROOT, config, self.proc.parent, self.proc, self.table), pattern)
+        return inspect_host(HostToInspect(ROOT, config, self.proc.parent, self.proc, self.table, is_root), pattern)

@@ -82,13 +82,14 @@ class EventRuleEvaluator:
             count = self._count_event(state, rule, subject, event.time_ns, int(limit), seconds)
             if count < limit:
                 return
-        alert = self._to_alert(state, rule, event, subject, count, now_ns)
-        if rule.limit is not None or not seconds:
+        delay_ns = int(seconds * 1e9) if rule.limit is None else 0
+        alert = self._to_alert(state, rule, event, subject, count, now_ns + delay_ns)
+        if not delay_ns:
             yield from self._store.fire(alert)
             return
         delayed, key = self._delayed.setdefault(state.owner, {}), (rule.alert, subject)
         if key in delayed or len(delayed) < MAX_RULE_SUBJECTS:
-            delayed.setdefault(key, DelayedAlert(state, alert, event.time_ns + int(seconds * 1e9)))
+            delayed.setdefault(key, DelayedAlert(state, alert, event.time_ns + delay_ns))
         else:
             self._store.suppressed += 1
 
@@ -108,7 +109,7 @@ class EventRuleEvaluator:
         return len(counted[key])
 
     def _to_alert(
-        self, state: VmProcessState, rule: EventAlertRule, event: Record, subject: str, count: int, now_ns: int
+        self, state: VmProcessState, rule: EventAlertRule, event: Record, subject: str, count: int, fires_ns: int
     ) -> Alert:
         qemu: Mapping[str, Any] = event.data["qemu"]
         data: dict[str, Any] = {"help": rule.help, "event": rule.match.event}
@@ -116,7 +117,7 @@ class EventRuleEvaluator:
         for name in rule.copied_fields:
             if isinstance(value := qemu.get(name), bool | int | float | str):
                 data[name] = sanitize(value) if isinstance(value, str) else value
-        until_ns = now_ns + int(rule.lasts * 1e9) if rule.lasts is not None else 0
+        until_ns = fires_ns + int(rule.lasts * 1e9) if rule.lasts is not None else 0
         attributes = {"until_ns": until_ns, "custom": rule.custom}
         return state.build_alert(rule.alert, subject, rule.severity, event.time_ns, data, **attributes)
 

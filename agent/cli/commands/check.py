@@ -30,9 +30,7 @@ def execute(parsed: argparse.Namespace) -> int:
 
     run_coroutine(print_findings())
     if os.geteuid() == 0:
-        print(
-            "note  root has more permissions than the agent's user; for an exact result, run `sudo -u qmp-agent qmp-agent check`"
-        )
+        print("note  root has more permissions than the agent's user; for an exact result, run check as that user")
     return 1 if failures else 0
 
 

@@ -139,6 +139,8 @@ class _VmInspector:
             state, entry = VmWatchState.UNWATCHED if blocked else VmWatchState.CONFIGURED, f"libvirt: {libvirt.libvirt}"
         else:
             state, entry = VmWatchState.UNWATCHED, next((m.entry for m in monitors if m.entry), "")
+        if state is VmWatchState.UNWATCHED and not self._host.is_root and any(map(_is_held_by_unknown, monitors)):
+            state = VmWatchState.UNKNOWN
         section, steps = self._manager.section, list[str]()
         if state is VmWatchState.UNWATCHED and blocked:
             steps = permission_steps(self._host, blocked, recreated=False)
@@ -246,6 +248,11 @@ class _VmInspector:
 def _table_key(monitor: MonitorSocket, address: str) -> str:
     """Return a monitor's address in the form of the kernel's socket table: the path with which QEMU created the socket, or `tcp:PORT`."""
     return socket_table_address(monitor.path or address)
+
+
+def _is_held_by_unknown(monitor: MonitorReport) -> bool:
+    """Return whether a process that doctor cannot see is the client of a monitor."""
+    return monitor.state is MonitorSocketUse.HELD and monitor.holder_pid is None
 
 
 def _can_connect(monitor: MonitorReport) -> bool:

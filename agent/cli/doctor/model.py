@@ -1,5 +1,6 @@
 """Types of `qmp-agent doctor`: the host to inspect, and the reports on VMs, monitors and images."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,7 +14,7 @@ from agent.monitors import DiscovererConfig
 
 
 class VmWatchState(StrEnum):
-    """The state of a VM: watched, ready to be watched, or not watched."""
+    """The answer to the question if the agent watches a VM."""
 
     WATCHED = "watched"
     """The agent is connected to one of the VM's monitors."""
@@ -21,6 +22,8 @@ class VmWatchState(StrEnum):
     """A config entry leads to the VM, and the agent has the necessary permissions."""
     UNWATCHED = "unwatched"
     """The agent cannot watch the VM without a change."""
+    UNKNOWN = "unknown"
+    """A process that this user cannot see holds a monitor. The process may be the agent."""
 
 
 class MonitorSocketUse(StrEnum):
@@ -123,6 +126,7 @@ class HostToInspect:
         root: the root directory of the host's file system.
         proc: the /proc directory.
         socket_table: the kernel's socket table, by inode.
+        is_root: whether doctor runs as root. Another user cannot see which process holds a monitor.
     """
 
     user: User
@@ -130,6 +134,7 @@ class HostToInspect:
     root: Path = Path("/")
     proc: Path = PROC
     socket_table: SocketTable = field(default_factory=read_unix_and_tcp_sockets)
+    is_root: bool = field(default_factory=lambda: os.geteuid() == 0)
 
     @property
     def config_monitors_entries(self) -> Sequence[DiscovererConfig]:

@@ -40,6 +40,8 @@ def _describe_state(vm: VmReport) -> Iterator[str]:
             yield "  watched"
         case VmWatchState.CONFIGURED:
             yield f"  configured: {vm.entry}"
+        case VmWatchState.UNKNOWN:
+            yield "  watched or not: run doctor as root to see which process holds the monitor"
         case VmWatchState.UNWATCHED:
             configured = f" although configured ({vm.entry})" if vm.entry else ""
             yield f"  not watched{configured}; to watch it (docs/reference/monitors.md#{vm.section}),"

@@ -162,7 +162,7 @@ class ImageLocator:
             return UnknownPool("the process of the VM is unknown: `qemu.sample.identity` has the reason")
         mount = find_mount(tables.qemu_mounts, local)
         if mount is None:
-            return UnknownPool(f"the mounts of process {tables.pid} cannot be read")
+            return UnknownPool(f"the mounts of process {tables.pid} cannot be read, or none of them has this path")
         return self._cached_location(tables, mount, driver, local)
 
     def _cached_location(

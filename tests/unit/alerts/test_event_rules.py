@@ -153,6 +153,14 @@ def test_the_time_that_an_alert_lasts_begins_when_its_event_is_read(scenario: Al
     assert scenario.tick(75) == [("vnc", "h", "resolved")]
 
 
+def test_the_time_that_a_delayed_alert_lasts_begins_when_it_fires(scenario: AlertScenario) -> None:
+    scenario.engine.set_overrides(AlertOverrides(), [own(seconds=100.0, lasts=60.0)])
+    assert scenario.event("VNC_CONNECTED", 10, client={"host": "h"}) == []
+    assert scenario.tick(110) == [("vnc", "h", "firing")]
+    assert scenario.tick(169) == []
+    assert scenario.tick(170) == [("vnc", "h", "resolved")]
+
+
 def test_a_copied_field_of_an_event_is_a_safe_text_a_number_or_a_flag(scenario: AlertScenario) -> None:
     scenario.engine.set_overrides(AlertOverrides(), [own(copied_fields=("text", "number", "flag", "list", "absent"))])
     scenario.event("VNC_CONNECTED", 10, text="a\x1b[31m", number=5, flag=True, list=[1])

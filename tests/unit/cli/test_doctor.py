@@ -191,6 +191,21 @@ def test_a_shared_socket_may_be_held_by_its_manager(host: FakeProcHost) -> None:
     assert vm.state == "unwatched"
 
 
+@pytest.mark.parametrize(("is_root", "state", "has_steps"), [(True, "unwatched", True), (False, "unknown", False)])
+def test_only_root_gets_advice_about_a_monitor_with_an_unknown_client(
+    host: FakeProcHost,
+    is_root: bool,
+    state: str,
+    has_steps: bool,  # noqa: FBT001 - a parametrized test
+) -> None:
+    server, _ = host.add_connection("/run/qemu/web.qmp")
+    fds = {9: host.add_listener("/run/qemu/web.qmp"), 10: server}
+    host.add_process(7, "qemu-system-x86_64 -name web -qmp unix:/run/qemu/web.qmp,server=on,wait=off", fds=fds)
+    (vm,) = host.inspect(is_root=is_root)
+    assert (vm.state, bool(vm.steps)) == (state, has_steps)
+    assert any("run doctor as root" in line for line in render_reports([vm])) is not is_root
+
+
 def test_a_vm_of_a_refused_user_gets_the_entry_that_allows_it(host: FakeProcHost) -> None:
     add_managed_vms(host)
     added = (

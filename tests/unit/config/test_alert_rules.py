@@ -129,6 +129,12 @@ def test_an_own_alert_can_be_silenced_by_pattern() -> None:
     assert scenario.event("VNC_CONNECTED", 1, client={"host": "192.0.2.1"}) == [("vnc", "192.0.2.1", "firing")]
 
 
+def test_an_own_alert_that_ends_with_its_condition_takes_no_lasts() -> None:
+    alert = {"name": "deep", "sample": "process", "when": "swap_bytes > 1GiB", "lasts": "1m"}
+    with pytest.raises(ValueError, match="needs `event` or a comparison with `increases`"):
+        AlertsConfig.model_validate({"custom": [alert]})
+
+
 def test_the_number_of_own_alerts_is_limited() -> None:
     alerts = [{"name": f"a{number}", "event": "RESET"} for number in range(MAX_CUSTOM_ALERTS + 1)]
     AlertsConfig.model_validate({"custom": alerts[1:]})

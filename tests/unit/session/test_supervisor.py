@@ -297,7 +297,7 @@ async def test_a_monitor_without_permission_is_denied(fake: FakeQemu, monkeypatc
     monkeypatch.setattr("socket.socket.connect", refuse)  # root, who may run the tests, is never denied
     async with supervised(observer, fake.path):
         await observer.wait_until(lambda: MonitorState.DENIED in observer.states())
-        assert "add it to the group that owns the socket" in observer.calls_of("on_status")[-1].reason
+        assert "`sudo qmp-agent doctor` prints the commands" in observer.calls_of("on_status")[-1].reason
 
 
 async def test_a_closed_connection_leaves_no_reference_cycle(fake: FakeQemu) -> None:

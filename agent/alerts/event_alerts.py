@@ -77,7 +77,7 @@ class EventAlerts:
         data: Mapping[str, Any],
         now_ns: int,
     ) -> Iterator[Record]:
-        until_ns = now_ns + int(rule.lasts * 1e9) if rule.lasts is not None else 0
+        until_ns = now_ns + int(rule.resolve_after_seconds * 1e9) if rule.resolve_after_seconds is not None else 0
         fields: dict[str, Any] = {"help": rule.help, "event": rule.event}
         fields |= {key: sanitize(data[key]) for key in rule.copied_fields if isinstance(data.get(key), str)}
         if rule.alert == "image_corrupted":

@@ -30,7 +30,7 @@ class FailureEventRule:
         status: The guest's run state after the event has stopped the guest; empty if the event does not stop the guest. The alert of a
             stopped guest is resolved only when the guest runs again.
         resolved_by: Names of the events that resolve the alert.
-        lasts: Maximum time that the alert fires, in seconds. None for no maximum.
+        resolve_after_seconds: Maximum time that the alert fires, in seconds. None for no maximum.
         copied_fields: Names of the fields of the event to copy into the alert's record.
     """
 
@@ -41,7 +41,7 @@ class FailureEventRule:
     when: Callable[[EventData], bool] = lambda _: True
     status: str = ""
     resolved_by: frozenset[str] = frozenset()
-    lasts: float | None = None
+    resolve_after_seconds: float | None = None
     copied_fields: tuple[str, ...] = ()
 
 
@@ -76,7 +76,7 @@ FAILURE_EVENT_RULES = (
         ERROR,
         "The guest crashed and loaded its crash kernel.",
         resolved_by=frozenset({"RESET"}),
-        lasts=HOUR,
+        resolve_after_seconds=HOUR,
     ),
     FailureEventRule(
         "BLOCK_IO_ERROR",
@@ -109,23 +109,23 @@ FAILURE_EVENT_RULES = (
         ERROR,
         "The guest's watchdog expired.",
         when=lambda data: data.get("action") != "pause",
-        lasts=HOUR,
+        resolve_after_seconds=HOUR,
     ),
     FailureEventRule(
         "MEMORY_FAILURE",
         "memory_failure",
         ERROR,
         "The host reported a hardware error in memory that the VM uses.",
-        lasts=HOUR,
+        resolve_after_seconds=HOUR,
     ),
-    FailureEventRule("QUORUM_FAILURE", "quorum_failure", CRITICAL, "The disks of a quorum do not agree.", lasts=HOUR),
+    FailureEventRule("QUORUM_FAILURE", "quorum_failure", CRITICAL, "The disks of a quorum do not agree.", resolve_after_seconds=HOUR),
     FailureEventRule(
         "BLOCK_JOB_COMPLETED",
         "job_failed",
         ERROR,
         "A block job failed.",
         when=lambda data: bool(data.get("error")),
-        lasts=HOUR,
+        resolve_after_seconds=HOUR,
         copied_fields=("type", "error"),
     ),
 )

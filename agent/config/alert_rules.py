@@ -26,8 +26,8 @@ from agent.model.record import Severity
 
 MAX_CUSTOM_ALERTS: Final = 100
 """Maximum number of custom alerts."""
-DEFAULT_LASTS_SECONDS: Final = 3600.0
-"""Default of `lasts` in seconds, for a custom alert on an event without `resolved_by`, and for a custom alert on an increase."""
+DEFAULT_RESOLVE_AFTER_SECONDS: Final = 3600.0
+"""Default of `resolve_after` in seconds, for a custom alert on an event without `resolved_by`, and for a custom alert on an increase."""
 
 CUSTOM_ALERT_FAMILIES: Final = {
     family.name: family for family in (*FAMILIES, DISK_CHAIN, BALLOON_MEMORY) if not family.per_host
@@ -165,7 +165,7 @@ class CustomAlertConfig(ConfigSection):
     """How long the condition has to hold; with `count`, the time in which events are counted."""
     count: Annotated[int, Field(ge=2, le=1000)] | None = None
     """Number of events within `duration` at which the alert fires; by default, it fires at the first event."""
-    lasts: PositiveSeconds | None = None
+    resolve_after: PositiveSeconds | None = None
     """How long the alert fires after the last such event or increase.
 
     By default, until an event in `resolved_by`; without `resolved_by`, an hour, or `duration` if that is longer.
@@ -213,7 +213,7 @@ class CustomAlertConfig(ConfigSection):
                 raise ValueError("should be absent, because the first comparison has no limit that a value can pass")
             parse_alert_limit(str(value), _unit_of(first))
         elif value is not None and info.data.get("event"):
-            raise ValueError("should be absent: use `resolved_by` or `lasts` for an alert on an event")
+            raise ValueError("should be absent: use `resolved_by` or `resolve_after` for an alert on an event")
         return value
 
     @field_validator("resolved_by")
@@ -230,9 +230,9 @@ class CustomAlertConfig(ConfigSection):
             raise ValueError("needs `event` and `duration`")
         return value
 
-    @field_validator("lasts")
+    @field_validator("resolve_after")
     @classmethod
-    def _check_lasts(cls, value: float | None, info: ValidationInfo) -> float | None:
+    def _check_resolve_after(cls, value: float | None, info: ValidationInfo) -> float | None:
         if value is not None and info.data.get("sample") and info.data.get("when"):
             first = parse_comparison(info.data["when"][0], *_comparable_fields(info.data))
             if first.operator is not Operator.INCREASES:
@@ -250,11 +250,11 @@ class CustomAlertConfig(ConfigSection):
         if self.event is not None:
             resolved_by = tuple(EventMatch(name) for name in self.resolved_by)
             limit = float(self.count) if self.count is not None else None
-            lasts = self.lasts or (None if resolved_by else max(DEFAULT_LASTS_SECONDS, self.duration))
+            seconds = self.resolve_after or (None if resolved_by else max(DEFAULT_RESOLVE_AFTER_SECONDS, self.duration))
             match = EventMatch(self.event, tests)
             copied_fields = tuple(name for name in EVENT_FIELDS[self.event] if "." not in name)
             return EventAlertRule(
-                match=match, resolved_by=resolved_by, limit=limit, lasts=lasts, copied_fields=copied_fields, **common
+                match=match, resolved_by=resolved_by, limit=limit, resolve_after_seconds=seconds, copied_fields=copied_fields, **common
             )
         family, first = CUSTOM_ALERT_FAMILIES[str(self.sample)], tests[0]
         increases = first.operator is Operator.INCREASES
@@ -267,7 +267,7 @@ class CustomAlertConfig(ConfigSection):
             resolve_at=parse_alert_limit(str(self.resolve_at), _unit_of(first))
             if self.resolve_at is not None
             else None,
-            lasts=self.lasts or DEFAULT_LASTS_SECONDS if increases else None,
+            resolve_after_seconds=self.resolve_after or DEFAULT_RESOLVE_AFTER_SECONDS if increases else None,
             **common,
         )
 

@@ -166,6 +166,7 @@ def _problem_text(detail: ErrorDetails, location: Location, model: type[BaseMode
 
 RENAMED_KEYS: Mapping[str, str] = {
     "alerts.guest": "guest_filesystems (levels, hysteresis, overrides) and guests (max_frozen_time, max_clock_offset)",
+    "alerts.custom.lasts": "resolve_after",
     "alerts.pool": "pools, with overrides in place of its key pools",
     "alerts.write_threshold": "disks, with overrides in place of its key disks",
     "alerts.alertmanager.resend": "resend_interval",

@@ -117,7 +117,7 @@ class EventRuleEvaluator:
         for name in rule.copied_fields:
             if isinstance(value := qemu.get(name), bool | int | float | str):
                 data[name] = sanitize(value) if isinstance(value, str) else value
-        until_ns = fires_ns + int(rule.lasts * 1e9) if rule.lasts is not None else 0
+        until_ns = fires_ns + int(rule.resolve_after_seconds * 1e9) if rule.resolve_after_seconds is not None else 0
         attributes = {"until_ns": until_ns, "custom": rule.custom}
         return state.build_alert(rule.alert, subject, rule.severity, event.time_ns, data, **attributes)
 

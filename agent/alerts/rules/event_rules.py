@@ -56,7 +56,7 @@ EVENT_ALERT_RULES = (
         match=EventMatch("RESET", _flag_is("guest", value=True)),
         limit=5.0,
         seconds=900.0,
-        lasts=900.0,
+        resolve_after_seconds=900.0,
         severity=Severity.ERROR,
         copied_fields=("reason",),
         help="The guest resets again and again.",

@@ -128,7 +128,7 @@ class SampleRuleEvaluator:
                 continue
             holds = self._condition_holds(state, rule, sample, is_firing=firing.get(key) is not None)
             yield from self._fire_or_resolve(state, rule, sample, firing.get((subject, level)), time_ns, holds=holds)
-        if rule.lasts is None and firing:
+        if rule.resolve_after_seconds is None and firing:
             alerts_without_subject = [alert for key, alert in firing.items() if key not in polled_keys]
             yield from self._store.resolve(alerts_without_subject, time_ns, "subject_gone")
         _remove_absent_subjects(state.rule_state, rule.alert, polled_keys)
@@ -211,7 +211,7 @@ class SampleRuleEvaluator:
             return
         if not holds:
             pending.pop(key, None)
-            if firing is not None and rule.lasts is None and rule.resolved_when_false and time_ns >= firing.seen_ns:
+            if firing is not None and rule.resolve_after_seconds is None and rule.resolved_when_false and time_ns >= firing.seen_ns:
                 yield from self._store.resolve([firing], time_ns, "condition")
             return
         seconds = self.overrides.min_duration_seconds_of_alert(rule.alert, state.vm, subject, rule.seconds)
@@ -235,7 +235,7 @@ class SampleRuleEvaluator:
         for name in (rule.field, *rule.copied_fields):
             if isinstance(value := values.get(name), bool | int | float | str):
                 data[name] = sanitize(value) if isinstance(value, str) else value
-        until_ns = time_ns + int(rule.lasts * 1e9) if rule.lasts is not None else 0
+        until_ns = time_ns + int(rule.resolve_after_seconds * 1e9) if rule.resolve_after_seconds is not None else 0
         return state.build_alert(
             rule.alert, subject, rule.severity, time_ns, data, level=level, until_ns=until_ns, custom=rule.custom
         )

@@ -123,7 +123,7 @@ def test_an_own_alert_on_an_event_is_resolved_by_events_of_the_same_client(scena
 
 def test_an_own_alert_tests_fields_and_patterns_and_ends_by_time(scenario: AlertScenario) -> None:
     test = FieldComparison(("client", "host"), Operator.UNEQUAL, "10.0.0.1")
-    row = own(match=EventMatch("VNC_CONNECTED", (test,)), device="10.*", lasts=60.0)
+    row = own(match=EventMatch("VNC_CONNECTED", (test,)), device="10.*", resolve_after_seconds=60.0)
     scenario.engine.set_overrides(AlertOverrides(), [row])
     assert scenario.event("VNC_CONNECTED", 10, client={"host": "10.0.0.1"}) == []
     assert scenario.event("VNC_CONNECTED", 10, client={"host": "192.0.2.1"}) == []
@@ -133,7 +133,7 @@ def test_an_own_alert_tests_fields_and_patterns_and_ends_by_time(scenario: Alert
 
 
 def test_a_hostile_vm_cannot_fill_the_memory_of_events(scenario: AlertScenario) -> None:
-    row = own(limit=2.0, seconds=60.0, lasts=60.0)
+    row = own(limit=2.0, seconds=60.0, resolve_after_seconds=60.0)
     scenario.engine.set_overrides(AlertOverrides(), [row])
     for number in range(2 * MAX_RULE_SUBJECTS):
         scenario.event("VNC_CONNECTED", 10, client={"host": f"h{number}"})
@@ -146,7 +146,7 @@ def test_a_hostile_vm_cannot_fill_the_memory_of_events(scenario: AlertScenario) 
 
 
 def test_the_time_that_an_alert_lasts_begins_when_its_event_is_read(scenario: AlertScenario) -> None:
-    scenario.engine.set_overrides(AlertOverrides(), [own(lasts=60.0)])
+    scenario.engine.set_overrides(AlertOverrides(), [own(resolve_after_seconds=60.0)])
     event = event_record("VNC_CONNECTED", 10, client={"host": "h"})
     assert len(scenario.engine.on_event(event, "VNC_CONNECTED", 15 * SECOND)) == 1
     assert scenario.tick(74) == []
@@ -154,7 +154,7 @@ def test_the_time_that_an_alert_lasts_begins_when_its_event_is_read(scenario: Al
 
 
 def test_the_time_that_a_delayed_alert_lasts_begins_when_it_fires(scenario: AlertScenario) -> None:
-    scenario.engine.set_overrides(AlertOverrides(), [own(seconds=100.0, lasts=60.0)])
+    scenario.engine.set_overrides(AlertOverrides(), [own(seconds=100.0, resolve_after_seconds=60.0)])
     assert scenario.event("VNC_CONNECTED", 10, client={"host": "h"}) == []
     assert scenario.tick(110) == [("vnc", "h", "firing")]
     assert scenario.tick(169) == []
@@ -171,7 +171,7 @@ def test_a_copied_field_of_an_event_is_a_safe_text_a_number_or_a_flag(scenario: 
 
 
 def test_no_more_events_are_stored_than_the_limit_needs(scenario: AlertScenario) -> None:
-    scenario.engine.set_overrides(AlertOverrides(), [own(limit=2.0, seconds=60.0, lasts=60.0)])
+    scenario.engine.set_overrides(AlertOverrides(), [own(limit=2.0, seconds=60.0, resolve_after_seconds=60.0)])
     for at in range(10):
         scenario.event("VNC_CONNECTED", at, client={"host": "h"})
     (state,) = scenario.engine._processes.processes_with_uuid(VM.uuid)

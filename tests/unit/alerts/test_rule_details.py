@@ -98,7 +98,7 @@ def test_a_copied_field_of_a_sample_is_a_safe_text_or_a_number(scenario: AlertSc
 
 
 def test_an_alert_that_lasts_for_a_time_does_not_end_with_its_subject(scenario: AlertScenario) -> None:
-    watch(scenario, lasts=60.0)
+    watch(scenario, resolve_after_seconds=60.0)
     assert poll(scenario, 0, reads_total=11) == [FIRING]
     assert poll(scenario, 10, reads_total=1) == scenario.samples(20, BLOCK) == scenario.tick(59) == []
     assert scenario.tick(60) == [RESOLVED]

@@ -212,7 +212,7 @@ def test_a_reload_of_the_config_forgets_no_counter(scenario: AlertScenario) -> N
     kills(0, 7)
     row = SampleAlertRule(
         alert="mine", family=CGROUP, field="oom_kills_total", operator=Operator.INCREASES, severity=Severity.INFO,
-        help="Mine.", custom=True, lasts=60.0,
+        help="Mine.", custom=True, resolve_after_seconds=60.0,
     )  # fmt: skip
     override(scenario, custom=(row,))
     assert kills(10, 7) == []

@@ -193,10 +193,7 @@ def test_a_shared_socket_may_be_held_by_its_manager(host: FakeProcHost) -> None:
 
 @pytest.mark.parametrize(("is_root", "state", "has_steps"), [(True, "unwatched", True), (False, "unknown", False)])
 def test_only_root_gets_advice_about_a_monitor_with_an_unknown_client(
-    host: FakeProcHost,
-    is_root: bool,
-    state: str,
-    has_steps: bool,  # noqa: FBT001 - a parametrized test
+    host: FakeProcHost, *, is_root: bool, state: str, has_steps: bool
 ) -> None:
     server, _ = host.add_connection("/run/qemu/web.qmp")
     fds = {9: host.add_listener("/run/qemu/web.qmp"), 10: server}

@@ -89,9 +89,9 @@ def test_an_alert_on_samples_becomes_a_row() -> None:
 
 
 def test_an_alert_on_an_event_that_nothing_resolves_ends_after_an_hour() -> None:
-    assert row(event="SUSPEND").lasts == 3600.0
-    assert row(event="SUSPEND", lasts="10m").lasts == 600.0
-    assert row(event="SUSPEND", resolved_by=["WAKEUP"]).lasts is None
+    assert row(event="SUSPEND").resolve_after_seconds == 3600.0
+    assert row(event="SUSPEND", resolve_after="10m").resolve_after_seconds == 600.0
+    assert row(event="SUSPEND", resolved_by=["WAKEUP"]).resolve_after_seconds is None
 
 
 def test_an_own_alert_is_resolved_at_its_own_limit() -> None:
@@ -110,7 +110,7 @@ def test_an_own_alert_is_resolved_at_its_own_limit() -> None:
 
 def test_own_alerts_of_one_family_do_not_disturb_each_other() -> None:
     alerts = [
-        {"name": name, "sample": "block", "when": "failed_reads_total increases", "vm": vm, "lasts": "1m"}
+        {"name": name, "sample": "block", "when": "failed_reads_total increases", "vm": vm, "resolve_after": "1m"}
         for name, vm in (("mine", "vm*"), ("other", "web-*"))
     ]
     scenario = scenario_of(custom=alerts)
@@ -129,8 +129,8 @@ def test_an_own_alert_can_be_silenced_by_pattern() -> None:
     assert scenario.event("VNC_CONNECTED", 1, client={"host": "192.0.2.1"}) == [("vnc", "192.0.2.1", "firing")]
 
 
-def test_an_own_alert_that_ends_with_its_condition_takes_no_lasts() -> None:
-    alert = {"name": "deep", "sample": "process", "when": "swap_bytes > 1GiB", "lasts": "1m"}
+def test_an_own_alert_that_ends_with_its_condition_takes_no_resolve_after() -> None:
+    alert = {"name": "deep", "sample": "process", "when": "swap_bytes > 1GiB", "resolve_after": "1m"}
     with pytest.raises(ValueError, match="needs `event` or a comparison with `increases`"):
         AlertsConfig.model_validate({"custom": [alert]})
 

@@ -137,7 +137,11 @@ def _infos_of_rules() -> Iterator[AlertInfo]:
 
 
 def _info_of_table_rule(rule: SampleAlertRule | EventAlertRule) -> AlertInfo:
-    seconds = rule.seconds if isinstance(rule, SampleAlertRule) and rule.resolve_after_seconds is None else rule.seconds or None
+    seconds = (
+        rule.seconds
+        if isinstance(rule, SampleAlertRule) and rule.resolve_after_seconds is None
+        else rule.seconds or None
+    )
     runbook = RUNBOOKS.get(rule.alert, rule.runbook)
     also = [f"event `{other.event}`" for other in failure_rules.FAILURE_EVENT_RULES if other.alert == rule.alert]
     condition = " or ".join((*also, rule.condition_markdown))

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from agent.alerts.disk_levels import MAX_SIZE_BYTES
 from agent.alerts.disk_space_values import disk_space_values, space_sample
-from agent.alerts.disk_threshold_types import DetectedBy, DiskLayer, DiskLevelCrossing, ThresholdPolicy
+from agent.alerts.disk_threshold_types import DetectedBy, DiskLayer, DiskLevelCrossing, DiskThresholdPolicy
 from agent.alerts.disk_usage import DiskUsage
 from agent.alerts.failure_rules import HOUR
 from agent.alerts.highest_write_offsets import HighestWriteStore, ImageKey
@@ -27,7 +27,7 @@ from agent.qmp.commands import Command
 MAX_DISKS = 4096
 """Maximum number of disks of one VM."""
 
-ThresholdPolicyLookup = Callable[[Vm, str], ThresholdPolicy]
+ThresholdPolicyLookup = Callable[[Vm, str], DiskThresholdPolicy]
 """Returns the config's policy for a disk. The arguments are the VM and the disk's device."""
 
 DeviceSizeLookup = Callable[[Vm, str], int | None]

@@ -3,14 +3,14 @@
 from agent.alerts.disk_alerts import DiskAlerts
 from agent.alerts.disk_levels import LevelAsUsedBytes
 from agent.alerts.pool_usage import MAX_GROWERS, GrowingDisk, PoolUsage
-from agent.alerts.processes import ProcessRegistry
+from agent.alerts.processes import VmProcessRegistry
 from agent.model.record import Record, Vm
 
 
 class DiskLookup:
     """Looks up names, levels and growth of disks."""
 
-    def __init__(self, processes: ProcessRegistry, disks: DiskAlerts) -> None:
+    def __init__(self, processes: VmProcessRegistry, disks: DiskAlerts) -> None:
         self._processes = processes
         self._disks = disks
 

@@ -22,7 +22,7 @@ def disk_space_values(usage: DiskUsage) -> dict[str, Any]:
     if usage.is_limit_known and usage.limit:
         figures |= {"limited_by": usage.limited_by.value, "limit_bytes": usage.limit}
     if usage.is_usage_known:
-        figures["used_bytes"] = usage.used
+        figures["used_bytes"] = usage.used_bytes
     if usage.is_usage_known and "limit_bytes" in figures:
         figures["free_bytes"] = usage.free
     if usage.growth.rate is not None:

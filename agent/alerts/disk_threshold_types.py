@@ -56,7 +56,7 @@ class LevelResolvedReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class ThresholdPolicy:
+class DiskThresholdPolicy:
     """The config's levels for a disk, and how the agent detects that a level is exceeded.
 
     Attributes:

@@ -99,11 +99,11 @@ class DiskUsage:
     def _used_at_reading(self) -> int:
         """Usage of the disk in bytes when the pool was last read. The limit is this usage plus the pool's free bytes at that time."""
         read_at, used = self._read_at_and_usage
-        return used if isinstance(self.pool, PoolUsage) and self.pool.read_at == read_at else self.used
+        return used if isinstance(self.pool, PoolUsage) and self.pool.read_at == read_at else self.used_bytes
 
     def _store_usage_at_reading(self) -> None:
         if isinstance(self.pool, PoolUsage) and self.pool.read_at != self._read_at_and_usage[0]:
-            self._read_at_and_usage = self.pool.read_at, self.used
+            self._read_at_and_usage = self.pool.read_at, self.used_bytes
 
     @property
     def _can_outgrow_size(self) -> bool:
@@ -125,10 +125,10 @@ class DiskUsage:
     @property
     def free(self) -> int:
         """Bytes left until the disk is full; valid only if `is_usage_known` is True."""
-        return max(0, self.limit - self.used)
+        return max(0, self.limit - self.used_bytes)
 
     @property
-    def used(self) -> int:
+    def used_bytes(self) -> int:
         """Bytes in use; valid only if `is_usage_known` is True."""
         return self.allocated_bytes or 0 if self.used_bytes_measure == "allocated" else self.offset
 
@@ -210,7 +210,7 @@ class DiskUsage:
 
     def _add_point(self, now: float) -> None:
         if self.is_usage_known:
-            self.growth.add(self.used, now)
+            self.growth.add(self.used_bytes, now)
 
     def on_threshold_exceeded(self, offset: int) -> None:
         """Handle BLOCK_WRITE_THRESHOLD for a threshold of any client. The guest has written up to `offset` in the storage."""

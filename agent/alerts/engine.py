@@ -22,7 +22,7 @@ from agent.alerts.guest_alerts import GuestAlerts
 from agent.alerts.guest_policy import GuestAlertPolicy
 from agent.alerts.highest_write_offsets import HighestWriteStore
 from agent.alerts.persistence import AlertPersistence, EntryNameAndValue
-from agent.alerts.processes import IsProcessAlive, ProcessRegistry
+from agent.alerts.processes import IsProcessAlive, VmProcessRegistry
 from agent.alerts.rules.overrides import AlertOverrides
 from agent.alerts.rules.rule_evaluator import RuleEvaluator
 from agent.alerts.rules.rule_types import EventAlertRule, SampleAlertRule
@@ -89,7 +89,7 @@ class AlertEngine:
         """
         highest_writes = HighestWriteStore()
         self.store = AlertStore()
-        self._processes = ProcessRegistry(is_alive)
+        self._processes = VmProcessRegistry(is_alive)
         self._disks = DiskAlerts(self.store, highest_writes, policy_lookup, size_lookup, pool_lookup, identity_lookup)
         self._run_states = RunStateAlerts(self.store)
         self._events = EventAlerts(self.store, self._disks, self._run_states)

@@ -118,7 +118,9 @@ FAILURE_EVENT_RULES = (
         "The host reported a hardware error in memory that the VM uses.",
         resolve_after_seconds=HOUR,
     ),
-    FailureEventRule("QUORUM_FAILURE", "quorum_failure", CRITICAL, "The disks of a quorum do not agree.", resolve_after_seconds=HOUR),
+    FailureEventRule(
+        "QUORUM_FAILURE", "quorum_failure", CRITICAL, "The disks of a quorum do not agree.", resolve_after_seconds=HOUR
+    ),
     FailureEventRule(
         "BLOCK_JOB_COMPLETED",
         "job_failed",

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent.alerts.highest_write_offsets import HighestWriteStore
-from agent.alerts.processes import ProcessRegistry
+from agent.alerts.processes import VmProcessRegistry
 from agent.alerts.rules.derived_samples import VmRuleState
 from agent.alerts.rules.process_state import VmProcessState
 from agent.alerts.rules.sample_rule_evaluator import MAX_RULE_SUBJECTS
@@ -32,7 +32,7 @@ class AlertPersistence:
         self,
         host: str,
         store: AlertStore,
-        processes: ProcessRegistry,
+        processes: VmProcessRegistry,
         highest_writes: HighestWriteStore,
         snapshot_ages: ExternalSnapshotAges,
     ) -> None:

@@ -15,7 +15,7 @@ IsProcessAlive = Callable[[int], bool]
 """Returns whether the QEMU process with a pid is alive."""
 
 
-class ProcessRegistry:
+class VmProcessRegistry:
     """All processes to which the agent is attached, or was attached until `REATTACH_SECONDS` ago."""
 
     def __init__(self, is_alive: IsProcessAlive) -> None:

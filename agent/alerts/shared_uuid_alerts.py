@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from agent.alerts.disk_alerts import DiskAlerts
 from agent.alerts.failure_rules import UUID_CLASH_HELP
-from agent.alerts.processes import ProcessRegistry
+from agent.alerts.processes import VmProcessRegistry
 from agent.alerts.rules.process_state import EMPTY_SET, VmProcessState
 from agent.alerts.run_state_alerts import RunStateAlerts
 from agent.alerts.store import Alert, AlertStore
@@ -20,7 +20,7 @@ class SharedUuidAlerts:
     """Moves alerts to the new primary process of a UUID, and fires and resolves the alert `uuid_clash`."""
 
     def __init__(
-        self, store: AlertStore, processes: ProcessRegistry, disks: DiskAlerts, run_states: RunStateAlerts
+        self, store: AlertStore, processes: VmProcessRegistry, disks: DiskAlerts, run_states: RunStateAlerts
     ) -> None:
         self._store = store
         self._processes = processes

@@ -1,7 +1,7 @@
 """The commands that set the write thresholds of disks, and the collectors to poll before these commands. Pure."""
 
 from agent.alerts.disk_alerts import DiskAlerts
-from agent.alerts.processes import ProcessRegistry
+from agent.alerts.processes import VmProcessRegistry
 from agent.alerts.rules.process_state import EMPTY_SET
 from agent.model.record import Vm
 from agent.qmp.commands import Command
@@ -10,7 +10,7 @@ from agent.qmp.commands import Command
 class ThresholdCommands:
     """The commands that set write thresholds, and the polls that these commands need, for all VMs."""
 
-    def __init__(self, processes: ProcessRegistry, disks: DiskAlerts) -> None:
+    def __init__(self, processes: VmProcessRegistry, disks: DiskAlerts) -> None:
         self._processes = processes
         self._disks = disks
 

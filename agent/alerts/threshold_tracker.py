@@ -15,10 +15,10 @@ from agent.alerts.disk_threshold_types import (
     DetectedBy,
     DiskLayer,
     DiskLevelCrossing,
+    DiskThresholdPolicy,
     LevelResolvedReason,
     LimitedBy,
     ThresholdMode,
-    ThresholdPolicy,
 )
 from agent.alerts.disk_usage import DiskUsage
 from agent.alerts.pool_usage import PoolUsage
@@ -41,7 +41,7 @@ class ThresholdTracker:
         shown_limit: The limit in the last `block_space` sample, in bytes.
     """
 
-    policy: ThresholdPolicy
+    policy: DiskThresholdPolicy
     usage: DiskUsage = field(default_factory=DiskUsage)
     slot: WriteThresholdSlot = field(default_factory=WriteThresholdSlot)
     shown_limit: int = 0
@@ -127,7 +127,7 @@ class ThresholdTracker:
         if any(self._level_changes()):  # the limit has changed
             return True
         level = self._next_level() if written > 0 else None
-        is_near_level = level is not None and usage.used + written > level.bytes
+        is_near_level = level is not None and usage.used_bytes + written > level.bytes
         if is_near_level or written > max(usage.limit * LAYER_REFRESH_SHARE, 1):
             return True
         self._last_poll_inputs = self._inputs_of_poll(storage_node, offset, usage.pool)
@@ -183,7 +183,7 @@ class ThresholdTracker:
         levels = self.applicable_levels
         if not levels and not self._exceeded:
             return
-        used, slack = usage.used, int(usage.limit * self.policy.hysteresis)
+        used, slack = usage.used_bytes, int(usage.limit * self.policy.hysteresis)
         for level in levels:
             if used > level.bytes and level.text not in self._exceeded:
                 yield level, True
@@ -203,7 +203,7 @@ class ThresholdTracker:
             self._exceeded = self._exceeded | {level.text} if firing else self._exceeded - {level.text}
             yield DiskLevelCrossing(
                 level,
-                usage.used,
+                usage.used_bytes,
                 usage.limit,
                 detected_by if firing else DetectedBy.LEVEL,
                 firing,
@@ -226,7 +226,7 @@ class ThresholdTracker:
         ):
             return None
         usage, level = self.usage, self._next_level()
-        bytes_to_levels = [level.bytes - usage.used] if level is not None else []
+        bytes_to_levels = [level.bytes - usage.used_bytes] if level is not None else []
         if (until_pool_level := self._bytes_until_pool_level()) is not None:
             bytes_to_levels.append(until_pool_level)
         if not bytes_to_levels:
@@ -255,7 +255,11 @@ class ThresholdTracker:
         ):
             return None
         bytes_until_level = usage.pool.bytes_until_level
-        return bytes_until_level if usage.pool.has_levels and usage.used + bytes_until_level < usage.max_usage else None
+        return (
+            bytes_until_level
+            if usage.pool.has_levels and usage.used_bytes + bytes_until_level < usage.max_usage
+            else None
+        )
 
     def mark_next_threshold_as_set(self) -> NodeThreshold | None:
         """Return the threshold to set now, like `next_threshold`. The threshold counts as set from now on."""

@@ -38,7 +38,7 @@ from agent.app.self_metrics import (
     PublishedRecordsMetrics,
     SelfMetrics,
 )
-from agent.app.state_publisher import StateMetrics, StatePublisher, StateSources
+from agent.app.state_publisher import StatePublisher, StateSources, StateTopicMetrics
 from agent.app.write_threshold_controller import WriteThresholdController
 from agent.config.model import Config
 from agent.config.reload import ConfigReloader
@@ -182,7 +182,7 @@ class Agent:
             HeartbeatMetrics(self.lifecycle),
         )
         if self.state_publisher is not None:
-            self.metrics.register(StateMetrics(self.state_publisher))
+            self.metrics.register(StateTopicMetrics(self.state_publisher))
 
     def _build_state_publisher(self, config: Config, pools: PoolRegistry) -> StatePublisher | None:
         """Return the publisher of the state topic; None if the config has no state topic."""

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from agent.alerts.disk_levels import DiskAlertLevel, parse_disk_level
-from agent.alerts.disk_threshold_types import ThresholdMode, ThresholdPolicy
+from agent.alerts.disk_threshold_types import DiskThresholdPolicy, ThresholdMode
 from agent.alerts.guest_policy import GuestAlertPolicy
 from agent.alerts.pool_levels import PoolPolicy, parse_pool_level
 from agent.alerts.pool_usage import PoolUsage
@@ -36,7 +36,7 @@ VDSM_DIRECTORY = Path("/run/vdsm")
 """A directory that exists on oVirt hosts only. oVirt's host agent VDSM sets write thresholds and treats each threshold event as its own."""
 
 
-def disk_threshold_policy(config: DiskAlertsConfig, vm: Vm, disk: str) -> ThresholdPolicy:
+def disk_threshold_policy(config: DiskAlertsConfig, vm: Vm, disk: str) -> DiskThresholdPolicy:
     """Return the threshold policy of a VM's disk from the first entry of `overrides` that matches, or the defaults.
 
     On oVirt hosts, `observe` replaces the mode `arm`, because oVirt's host agent VDSM sets the thresholds.
@@ -49,7 +49,7 @@ def disk_threshold_policy(config: DiskAlertsConfig, vm: Vm, disk: str) -> Thresh
             break
     if mode is ThresholdMode.ARM and VDSM_DIRECTORY.exists():
         mode = ThresholdMode.OBSERVE
-    return ThresholdPolicy(mode, tuple(map(parse_disk_level, levels)), config.hysteresis / 100)
+    return DiskThresholdPolicy(mode, tuple(map(parse_disk_level, levels)), config.hysteresis / 100)
 
 
 def guest_alert_policy(config: AlertsConfig) -> GuestAlertPolicy:

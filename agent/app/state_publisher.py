@@ -304,7 +304,7 @@ class StatePublisher:
                     self._unstored_paths.discard(path)
 
 
-class StateMetrics(Collector):
+class StateTopicMetrics(Collector):
     """Prometheus collector of the metrics about the state topic."""
 
     def __init__(self, states: StatePublisher) -> None:

@@ -254,7 +254,12 @@ class CustomAlertConfig(ConfigSection):
             match = EventMatch(self.event, tests)
             copied_fields = tuple(name for name in EVENT_FIELDS[self.event] if "." not in name)
             return EventAlertRule(
-                match=match, resolved_by=resolved_by, limit=limit, resolve_after_seconds=seconds, copied_fields=copied_fields, **common
+                match=match,
+                resolved_by=resolved_by,
+                limit=limit,
+                resolve_after_seconds=seconds,
+                copied_fields=copied_fields,
+                **common,
             )
         family, first = CUSTOM_ALERT_FAMILIES[str(self.sample)], tests[0]
         increases = first.operator is Operator.INCREASES

@@ -71,7 +71,7 @@ class MemoryTail:
         return dropped
 
 
-class PendingWrites:
+class PendingJournalWrites:
     """Records in memory that the journal has not written yet: waiting records, and the records of the current transaction."""
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from agent.delivery.disk_backlog import RowDeletion
 from agent.delivery.drops import DropReason
-from agent.delivery.memory_tail import PendingWrites
+from agent.delivery.memory_tail import PendingJournalWrites
 from agent.delivery.queue_contents import QueueContents
 from agent.delivery.record_state_machine import COPIED, FINISHED, JOURNAL_REPLACED
 from agent.delivery.sizes import RowsSummary
@@ -37,7 +37,7 @@ class QueueJournaling:
         self.dirty = asyncio.Event()
         """Set when the journal has records to write or rows to delete."""
         self._queue = queue
-        self._pending = PendingWrites()
+        self._pending = PendingJournalWrites()
 
     # For the queue.
 

@@ -55,7 +55,7 @@ def _find_passed_through_functions(process: Process, targets: Iterable[str]) -> 
     The process may be in another namespace.
     """
     functions = find_passthrough_virtual_functions(process, targets)
-    ids = passthrough_qdev_ids((process.read("cmdline") or "").split("\0")) if functions else {}
+    ids = passthrough_qdev_ids((process.read_text_file("cmdline") or "").split("\0")) if functions else {}
     for vf in functions:
         values = {"kind": "vf", "host_address": vf.address}
         if vf.address in ids:
@@ -68,7 +68,7 @@ def _find_interfaces(process: Process, targets: Mapping[str, str], *, same_netns
     macvtaps: dict[str, str] | None = None
     for descriptor, target in targets.items():
         if target == "/dev/net/tun":
-            lines = (process.read(f"fdinfo/{descriptor}") or "").splitlines()
+            lines = (process.read_text_file(f"fdinfo/{descriptor}") or "").splitlines()
             name = next((line.split()[1] for line in lines if line.startswith("iff:") and len(line.split()) == 2), "")
             if _INTERFACE_NAME.fullmatch(name):
                 yield name, "tap"
@@ -85,12 +85,12 @@ def _interface_names_by_index(process: Process) -> dict[str, str]:
         names = [path.name for path in directory.iterdir()]
     except OSError:
         return {}
-    return {(process.read(f"/sys/class/net/{name}/ifindex") or "").strip(): name for name in names}
+    return {(process.read_text_file(f"/sys/class/net/{name}/ifindex") or "").strip(): name for name in names}
 
 
 def _nic_of_interface(process: Process, name: str, nics: Mapping[str, Nic]) -> Mapping[str, Any]:
     """Return the guest's network card whose MAC address matches the interface's; empty if no card matches."""
-    address = (process.read(f"/sys/class/net/{name}/address") or "").strip()
+    address = (process.read_text_file(f"/sys/class/net/{name}/address") or "").strip()
     for mac, nic in nics.items():
         if mac == address or (address.startswith("fe:") and mac[2:] == address[2:]):
             return nic

@@ -56,7 +56,7 @@ class Process:
         read = self._open_files.read
         return [KernelFileContents(request, read(request.directory, request.names)) for request in requests]
 
-    def read(self, path: str) -> str | None:
+    def read_text_file(self, path: str) -> str | None:
         """Return the text of a file, truncated at MAX_TEXT_BYTES; None if the file cannot be read.
 
         Args:

@@ -99,7 +99,7 @@ def _process_by_threads(threads: Sequence[int], root: Path) -> Process | None:
         first = Process(threads[0], root)  # /proc has a directory for each thread, which a listing does not show
     except OSError:
         return None
-    leader = _TGID.search(first.read("status") or "")
+    leader = _TGID.search(first.read_text_file("status") or "")
     first.close()
     if leader is None:
         return None
@@ -111,7 +111,7 @@ def _process_by_threads(threads: Sequence[int], root: Path) -> Process | None:
 
 
 def _looks_like_qemu(process: Process) -> bool:
-    return _QEMU_NAME.match(process.read("status") or "") is not None
+    return _QEMU_NAME.match(process.read_text_file("status") or "") is not None
 
 
 def _ids_in_pid_namespaces(status: str | None) -> list[int]:
@@ -124,23 +124,23 @@ def _ids_in_pid_namespaces(status: str | None) -> list[int]:
 
 
 def _pid_namespace_depth(process: Process) -> int:
-    return len(_ids_in_pid_namespaces(process.read("status"))) or 1
+    return len(_ids_in_pid_namespaces(process.read_text_file("status"))) or 1
 
 
 def _map_thread_ids(process: Process, threads: Sequence[int]) -> Mapping[int, int] | None:
     """Return the thread ids on this host by the ids that QEMU reports; None if the process lacks one of these threads."""
     if _pid_namespace_depth(process) == 1:
-        host_ids = {thread: thread for thread in threads if process.read(f"task/{thread}/stat") is not None}
+        host_ids = {thread: thread for thread in threads if process.read_text_file(f"task/{thread}/stat") is not None}
     else:
         tasks = [name for name in process.list_directory("task")[:_MAX_THREADS] if name.isdecimal()]
-        inner = {task: _ids_in_pid_namespaces(process.read(f"task/{task}/status")) for task in tasks}
+        inner = {task: _ids_in_pid_namespaces(process.read_text_file(f"task/{task}/status")) for task in tasks}
         host_ids = {ids[-1]: int(task) for task, ids in inner.items() if ids and ids[-1] in threads}
     return host_ids if host_ids.keys() >= set(threads) else None
 
 
 def _start_time(process: Process) -> float | None:
     """Return the start time in seconds since the epoch, computed from the kernel's clock ticks since boot; None if unknown."""
-    fields = (process.read("stat") or "").rpartition(")")[2].split()
+    fields = (process.read_text_file("stat") or "").rpartition(")")[2].split()
     if len(fields) < 20 or not fields[19].isdecimal():
         return None
     booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -148,7 +148,7 @@ def _start_time(process: Process) -> float | None:
 
 
 def _cgroup_name(process: Process) -> str:
-    lines = (process.read("cgroup") or "").splitlines()
+    lines = (process.read_text_file("cgroup") or "").splitlines()
     return next((line[3:] for line in lines if line.startswith("0::/")), "")
 
 
@@ -159,7 +159,7 @@ def _cgroup_directory(process: Process, name: str) -> str | None:
     """
     while name not in ("", "/") and ".." not in name.split("/"):
         directory = f"/sys/fs/cgroup{name}"
-        if process.read(f"{directory}/memory.current") is not None:
+        if process.read_text_file(f"{directory}/memory.current") is not None:
             return directory
         name = name.rpartition("/")[0]
     return None

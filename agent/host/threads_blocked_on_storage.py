@@ -84,15 +84,15 @@ def find_threads_blocked_on_storage(
 
 
 def _read_thread(process: Process, name: str, calls: Mapping[int, str]) -> ThreadBlockedOnStorage | None:
-    words = split_stat((process.read(f"task/{name}/stat") or "").encode())
+    words = split_stat((process.read_text_file(f"task/{name}/stat") or "").encode())
     state = words[0] if words else b""
     if state not in (b"D", b"S"):
         return None
-    number, *arguments = (process.read(f"task/{name}/syscall") or "").split() or [""]
+    number, *arguments = (process.read_text_file(f"task/{name}/syscall") or "").split() or [""]
     call = calls.get(int(number)) if number.isdecimal() else None
     if state == b"S" and call is None:
         return None
-    slices = (process.read(f"task/{name}/schedstat") or "").split()
+    slices = (process.read_text_file(f"task/{name}/schedstat") or "").split()
     # Leave out a thread whose number of time slices is unknown. Only this number shows whether the thread runs between two reads.
     if len(slices) < 3 or not slices[2].isdecimal():
         return None

@@ -4,7 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.alerts.disk_levels import parse_disk_level
-from agent.alerts.disk_threshold_types import DetectedBy, DiskLayer, DiskLevelCrossing, ThresholdMode, ThresholdPolicy
+from agent.alerts.disk_threshold_types import (
+    DetectedBy,
+    DiskLayer,
+    DiskLevelCrossing,
+    DiskThresholdPolicy,
+    ThresholdMode,
+)
 from agent.alerts.engine import AlertEngine
 from agent.alerts.threshold_tracker import ThresholdTracker
 from agent.model.family import Sample
@@ -19,8 +25,8 @@ VM = identify(HOST, "/run/vm1.qmp", [{"UUID": "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d
 LEVELS = ("80%", "90%", "95%")
 
 
-def policy(mode: ThresholdMode = ThresholdMode.ARM, *levels: str, hysteresis: float = 0.02) -> ThresholdPolicy:
-    return ThresholdPolicy(mode, tuple(map(parse_disk_level, levels or LEVELS)), hysteresis)
+def policy(mode: ThresholdMode = ThresholdMode.ARM, *levels: str, hysteresis: float = 0.02) -> DiskThresholdPolicy:
+    return DiskThresholdPolicy(mode, tuple(map(parse_disk_level, levels or LEVELS)), hysteresis)
 
 
 @dataclass

@@ -6,7 +6,7 @@ from typing import Any
 
 from agent.alerts.disk_levels import levels_as_used_bytes, parse_disk_level
 from agent.alerts.disk_space_values import space_sample
-from agent.alerts.disk_threshold_types import ThresholdMode, ThresholdPolicy
+from agent.alerts.disk_threshold_types import DiskThresholdPolicy, ThresholdMode
 from agent.alerts.engine import AlertChange, AlertEngine
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK
@@ -147,7 +147,7 @@ class Agent:
         self.qemu = qemu
         self.journal = journal
         self.emitted: list[Record] = []
-        self.engine = AlertEngine(HOST, lambda _vm, _disk: ThresholdPolicy(mode, LEVELS, HYSTERESIS), self._size_of)
+        self.engine = AlertEngine(HOST, lambda _vm, _disk: DiskThresholdPolicy(mode, LEVELS, HYSTERESIS), self._size_of)
         self.engine.persistence.restore(journal.stored_persistent_entries, now)
 
     def _size_of(self, _vm: Vm, path: str) -> int | None:

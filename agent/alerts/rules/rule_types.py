@@ -52,7 +52,8 @@ class AlertRule:
         unit: The unit of the limit.
         seconds: How long the condition has to hold before the alert fires, in seconds. For a rule that counts events, the length of the
             time window in seconds.
-        resolve_after_seconds: How long the alert fires after the condition was last true, in seconds. None if the end of the condition resolves the alert.
+        resolve_after_seconds: How long the alert fires after the condition was last true, in seconds.
+            None if the end of the condition resolves the alert.
         custom: Whether the operator defined the rule in the config.
         vm: Pattern of the names or UUIDs of the VMs.
         device: Pattern of the subjects, such as disks or jobs.

@@ -211,7 +211,12 @@ class SampleRuleEvaluator:
             return
         if not holds:
             pending.pop(key, None)
-            if firing is not None and rule.resolve_after_seconds is None and rule.resolved_when_false and time_ns >= firing.seen_ns:
+            if (
+                firing is not None
+                and rule.resolve_after_seconds is None
+                and rule.resolved_when_false
+                and time_ns >= firing.seen_ns
+            ):
                 yield from self._store.resolve([firing], time_ns, "condition")
             return
         seconds = self.overrides.min_duration_seconds_of_alert(rule.alert, state.vm, subject, rule.seconds)

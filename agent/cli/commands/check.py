@@ -5,7 +5,7 @@ import logging
 import os
 
 from agent.cli.check import run_all_checks
-from agent.cli.endpoint_options import configured_endpoint_url
+from agent.cli.endpoint_url_and_credentials import configured_endpoint_url
 from agent.cli.event_loop import run_coroutine
 from agent.cli.http_client import AgentRequestError, EndpointCredentials, request_json
 from agent.common.default_paths import CONFIG_PATH

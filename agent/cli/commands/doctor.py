@@ -6,10 +6,10 @@ import json
 import sys
 from pathlib import Path
 
+from agent.cli.doctor.image_pools import add_image_reports
 from agent.cli.doctor.inspection import inspect_host
 from agent.cli.doctor.model import HostToInspect
 from agent.cli.doctor.rendering import render_reports
-from agent.cli.doctor.storage import add_image_reports
 from agent.cli.subcommand_runner import USAGE_ERROR
 from agent.common.default_paths import CONFIG_PATH
 from agent.config.loader import load_config

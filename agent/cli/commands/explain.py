@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from agent.cli.endpoint_options import endpoint_credentials, endpoint_url
+from agent.cli.endpoint_url_and_credentials import endpoint_credentials, endpoint_url
 from agent.cli.event_loop import run_coroutine
 from agent.cli.explain import explanation_lines, request_slow_vm_explanation
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from agent.cli.endpoint_options import endpoint_credentials, endpoint_url
+from agent.cli.endpoint_url_and_credentials import endpoint_credentials, endpoint_url
 from agent.cli.event_loop import run_coroutine
 from agent.cli.tail import TailOptions, tail_records
 

@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 
-from agent.cli.endpoint_options import endpoint_credentials, endpoint_url
+from agent.cli.endpoint_url_and_credentials import endpoint_credentials, endpoint_url
 from agent.cli.top import TopError
 from agent.cli.top.columns import COLUMNS
 from agent.cli.top.screen_state import TopView

@@ -45,7 +45,7 @@ def _describe_passthrough_devices(pid: int, root: Path) -> Iterator[str]:
                     f"network {address}: VF {vf.number} of {vf.physical_interface}, "
                     "counted by its driver if the driver has counters of VFs"
                 )
-            elif (process.read(f"/sys/bus/pci/devices/{address}/class") or "").startswith(_NETWORK_CLASS):
+            elif (process.read_text_file(f"/sys/bus/pci/devices/{address}/class") or "").startswith(_NETWORK_CLASS):
                 yield (
                     f"network {address}: no counters: the device is no VF, or its physical function has no network interface "
                     "in the agent's network namespace"

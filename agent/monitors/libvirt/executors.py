@@ -11,12 +11,12 @@ from typing import Any, Protocol
 
 import orjson
 
-from agent.monitors.libvirt import qmp_translation
+from agent.monitors.libvirt import qmp_results_from_stats
 from agent.monitors.libvirt.connection_pool import ConnectionPool
 from agent.monitors.libvirt.devices import NO_DEVICES, DomainDevices, parse_devices
 from agent.monitors.libvirt.libvirt_python import LibvirtConnection
 from agent.monitors.libvirt.lifecycle import LibvirtMigrationPhase
-from agent.monitors.libvirt.qmp_translation import FetchedDomainData, FileSizes, Stats
+from agent.monitors.libvirt.qmp_results_from_stats import FetchedDomainData, FileSizes, Stats
 from agent.monitors.libvirt.stats_batcher import StatsBatcher
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import AllowList, Command
@@ -144,7 +144,7 @@ class TranslatingExecutor:
 
     async def _fetch_stats(self, commands: Sequence[Command]) -> tuple[Stats, QmpError | None]:
         """Return the statistics that the commands need, and an error if the statistics cannot be fetched."""
-        groups, names = 0, qmp_translation.stats_groups(commands)
+        groups, names = 0, qmp_results_from_stats.stats_groups(commands)
         for group in names:
             groups |= getattr(self._daemon.api, f"VIR_DOMAIN_STATS_{group}")
         try:
@@ -159,11 +159,11 @@ class TranslatingExecutor:
 
         Read the XML again if one of the commands is in `DEVICE_REFRESH_COMMANDS`, or if the statistics list an image that is not known.
         """
-        if not any(map(qmp_translation.needs_devices, commands)):
+        if not any(map(qmp_results_from_stats.needs_devices, commands)):
             return NO_DEVICES, None
         devices = self._devices
-        refresh = any(command.name in qmp_translation.DEVICE_REFRESH_COMMANDS for command in commands)
-        if devices is not None and not refresh and qmp_translation.is_every_stats_image_known(stats, devices):
+        refresh = any(command.name in qmp_results_from_stats.DEVICE_REFRESH_COMMANDS for command in commands)
+        if devices is not None and not refresh and qmp_results_from_stats.is_every_stats_image_known(stats, devices):
             return devices, None
         self._devices = None
         try:
@@ -183,7 +183,7 @@ class TranslatingExecutor:
             return await self._apply_change(lambda domain: domain.setMemoryStatsPeriod(arguments["value"], 0))
         if command.name == "block-set-write-threshold":
             return await self._set_threshold(arguments["node-name"], arguments["write-threshold"], data)
-        result = self._add_migration_state(command, qmp_translation.build_qmp_result(command, data))
+        result = self._add_migration_state(command, qmp_results_from_stats.build_qmp_result(command, data))
         if result is None:
             return CommandError("CommandNotFound", f"libvirt does not report {command.name} without passthrough")
         return result
@@ -195,7 +195,7 @@ class TranslatingExecutor:
         target = data.devices.libvirt_disk_name_of_node(node)
         if target is None:
             return CommandError("GenericError", f"libvirt has no image for the node {node}")
-        if not qmp_translation.is_write_threshold_reported(node, data):
+        if not qmp_results_from_stats.is_write_threshold_reported(node, data):
             return CommandError("GenericError", f"libvirt does not report the threshold that the node {node} has now")
         return await self._apply_change(lambda domain: domain.setBlockThreshold(target, threshold))
 
@@ -209,7 +209,7 @@ class TranslatingExecutor:
         if (
             phase is LibvirtMigrationPhase.ARRIVING
             and command.name == "query-status"
-            and result != qmp_translation.STATUS_RUNNING
+            and result != qmp_results_from_stats.STATUS_RUNNING
         ):
             self._arrival_reported = True
             return {"status": "inmigrate", "running": False}

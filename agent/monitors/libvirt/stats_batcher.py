@@ -3,10 +3,10 @@
 import asyncio
 from typing import Any
 
-from agent.monitors.libvirt import qmp_translation
+from agent.monitors.libvirt import qmp_results_from_stats
 from agent.monitors.libvirt.connection_pool import ConnectionPool
 from agent.monitors.libvirt.libvirt_python import LibvirtConnection
-from agent.monitors.libvirt.qmp_translation import Stats
+from agent.monitors.libvirt.qmp_results_from_stats import Stats
 from agent.qmp.errors import CommandError, NotConnectedError, QmpError, UnreadableReplyError
 
 MAX_BATCH_DOMAINS = 32
@@ -58,7 +58,7 @@ class StatsBatcher:
         """
         while True:
             stats = await self._fetch_once(uuid, groups)
-            if not stats.get(qmp_translation.QEMU_BUSY_KEY):
+            if not stats.get(qmp_results_from_stats.QEMU_BUSY_KEY):
                 return stats
             await asyncio.sleep(RETRY_SECONDS)
 
@@ -132,9 +132,9 @@ class StatsBatcher:
 
     def _busy_stats(self, domain: Any, stats: Stats) -> Stats:
         """Return an entry that shows whether QEMU is busy, if block statistics are missing; otherwise an empty dict. Runs in a thread."""
-        if qmp_translation.has_block_stats(stats):
+        if qmp_results_from_stats.has_block_stats(stats):
             return {}
         try:
-            return {qmp_translation.QEMU_BUSY_KEY: domain.controlInfo()[0] != self._api.VIR_DOMAIN_CONTROL_OK}
+            return {qmp_results_from_stats.QEMU_BUSY_KEY: domain.controlInfo()[0] != self._api.VIR_DOMAIN_CONTROL_OK}
         except self._api.libvirtError:  # the domain has just ended
             return {}

@@ -190,7 +190,13 @@ async def test_a_failed_migration_and_a_lost_network_peer_have_alerts(folder: Pa
 
 
 async def test_a_guest_that_resets_itself_and_an_own_alert_on_the_same_event(folder: Path) -> None:
-    own = {"name": "guest_reset", "event": "RESET", "when": "reason == guest-reset", "resolve_after": "1s", "severity": "info"}
+    own = {
+        "name": "guest_reset",
+        "event": "RESET",
+        "when": "reason == guest-reset",
+        "resolve_after": "1s",
+        "severity": "info",
+    }
     async with (
         Guest(folder, "vm1", boot_options(folder, RESETTING)),
         AlertWatcher(folder, poll=0.5, alerts={"custom": [own]}) as agent,

@@ -285,5 +285,5 @@ def test_the_usage_of_a_thin_volume_follows_the_report() -> None:
         )
         tracker.usage.volume_allocated_bytes = place.volume_allocated_bytes_of_disk(VM, "disk0")
         tracker.on_poll("storage", 99 * GIB, 60.0 * minute)
-        assert (tracker.usage.used, tracker.usage.limit) == (allocated * GIB, (allocated + 50) * GIB)
+        assert (tracker.usage.used_bytes, tracker.usage.limit) == (allocated * GIB, (allocated + 50) * GIB)
     assert tracker.usage.growth.rate == pytest.approx(GIB / 60)

@@ -259,7 +259,11 @@ def test_disk_full_has_the_disks_usage() -> None:
 
 
 def test_every_rule_names_what_resolves_its_alert() -> None:
-    endless = (rule for rule in FAILURE_EVENT_RULES if not rule.resolved_by and rule.resolve_after_seconds is None and not rule.status)
+    endless = (
+        rule
+        for rule in FAILURE_EVENT_RULES
+        if not rule.resolved_by and rule.resolve_after_seconds is None and not rule.status
+    )
     assert {rule.alert for rule in endless} == {"image_corrupted"}, "it is resolved with its image"
 
 

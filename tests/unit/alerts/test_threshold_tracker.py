@@ -210,7 +210,7 @@ def test_the_storage_of_a_new_snapshot_is_armed() -> None:
 def test_a_files_threshold_is_relative_to_its_end() -> None:
     disk = Disk(driver="file", allocated=10 * GIB, offset=12 * GIB)
     tracker = polled_tracker(disk)
-    assert (tracker.usage.used_bytes_measure, tracker.usage.limit, tracker.usage.used) == (
+    assert (tracker.usage.used_bytes_measure, tracker.usage.limit, tracker.usage.used_bytes) == (
         "allocated",
         100 * GIB,
         10 * GIB,

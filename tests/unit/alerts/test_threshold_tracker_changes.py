@@ -5,7 +5,13 @@ import json
 import pytest
 
 from agent.alerts.disk_levels import MAX_SIZE_BYTES, parse_disk_level
-from agent.alerts.disk_threshold_types import DetectedBy, DiskLayer, LevelResolvedReason, ThresholdMode, ThresholdPolicy
+from agent.alerts.disk_threshold_types import (
+    DetectedBy,
+    DiskLayer,
+    DiskThresholdPolicy,
+    LevelResolvedReason,
+    ThresholdMode,
+)
 from agent.alerts.threshold_tracker import MAX_EXCEEDED_LEVELS, ThresholdTracker
 
 LIMIT = 1000
@@ -13,7 +19,7 @@ NODE = "storage"
 
 
 def new_tracker(*levels: str, mode: ThresholdMode = ThresholdMode.ARM) -> ThresholdTracker:
-    return ThresholdTracker(ThresholdPolicy(mode, tuple(map(parse_disk_level, levels or ("80%", "90%", "95%")))))
+    return ThresholdTracker(DiskThresholdPolicy(mode, tuple(map(parse_disk_level, levels or ("80%", "90%", "95%")))))
 
 
 def disk_on_device(
@@ -79,7 +85,7 @@ def test_removed_levels_are_resolved_and_new_ones_reported() -> None:
 def test_mode_off_resolves_exceeded_levels() -> None:
     tracker = new_tracker()
     poll_layers(tracker, disk_on_device(850))
-    restored = ThresholdTracker(ThresholdPolicy(ThresholdMode.OFF, tracker.policy.levels))
+    restored = ThresholdTracker(DiskThresholdPolicy(ThresholdMode.OFF, tracker.policy.levels))
     restored.restore(tracker.state_to_store())
     assert poll_layers(restored, disk_on_device(850)) == [("80%", False, BY_LEVEL)]
 
@@ -89,7 +95,7 @@ def test_a_level_is_resolved_by_space_or_because_it_is_gone() -> None:
     poll_layers(tracker, disk_on_device(850))
     (space,) = tracker.on_layers(*disk_on_device(850, limit=1100), 0.0)
     assert (space.level.text, space.resolved_by) == ("80%", LevelResolvedReason.SPACE)
-    tracker.policy = ThresholdPolicy(ThresholdMode.ARM, ())
+    tracker.policy = DiskThresholdPolicy(ThresholdMode.ARM, ())
     (gone,) = tracker.on_layers(*disk_on_device(850), 0.0)
     assert (gone.level.text, gone.resolved_by) == ("70%", LevelResolvedReason.LEVEL_GONE)
 
@@ -286,10 +292,10 @@ def test_a_reopened_image_keeps_its_usage() -> None:
     poll_layers(tracker, disk_on_device(850))
     restored = tracker_of_next_run(tracker)
     assert poll_layers(restored, disk_on_device(0)) == []
-    assert restored.usage.used == 850
+    assert restored.usage.used_bytes == 850
     assert [firing for _, firing, _ in poll_layers(restored, disk_on_device(0, path="/dev/vg/b"))] == [False]
     assert poll_layers(restored, disk_on_device(0)) == [], "an image that returns may be a new one"
-    assert restored.usage.used == 0
+    assert restored.usage.used_bytes == 0
 
 
 @pytest.mark.parametrize("value", [-1, 2**63, 1.5, True, "80", None])
@@ -299,5 +305,5 @@ def test_values_outside_qemus_range_are_not_restored(value: object) -> None:
         {"threshold": [NODE, value], "own_thresholds": {NODE: value}, "highest_write": ["/dev/vg/lv", value]}
     )
     poll_layers(tracker, disk_on_device(100))
-    assert (tracker.slot.threshold, tracker.usage.used) == (None, 100)
+    assert (tracker.slot.threshold, tracker.usage.used_bytes) == (None, 100)
     assert arm(tracker) == 800

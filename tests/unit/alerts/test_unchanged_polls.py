@@ -115,5 +115,7 @@ def test_skipping_unchanged_polls_changes_no_result(steps: list[tuple[str, int |
             else:
                 poll_layers(tracker, replace(FILE, allocated=int(value) * GIB))
             usage = tracker.usage
-            results.append((result, usage.limit, usage.limited_by, usage.used, usage.offset, tracker.applicable_levels))
+            results.append(
+                (result, usage.limit, usage.limited_by, usage.used_bytes, usage.offset, tracker.applicable_levels)
+            )
         assert results[0] == results[1]

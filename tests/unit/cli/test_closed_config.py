@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from agent.cli import endpoint_options
+from agent.cli import endpoint_url_and_credentials
 from agent.cli.commands import doctor
 from agent.config.errors import ConfigError
 
 
 def test_a_client_of_the_endpoint_uses_the_default_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint_options, "CONFIG_PATH", tmp_path / "agent.yaml")
+    monkeypatch.setattr(endpoint_url_and_credentials, "CONFIG_PATH", tmp_path / "agent.yaml")
     monkeypatch.setattr(os, "access", lambda *_: False)
     parsed = argparse.Namespace(url=None, config=None)
-    assert endpoint_options.endpoint_url(parsed) == "http://127.0.0.1:9179"
+    assert endpoint_url_and_credentials.endpoint_url(parsed) == "http://127.0.0.1:9179"
 
 
 def test_doctor_reports_a_config_that_it_may_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

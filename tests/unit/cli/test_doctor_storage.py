@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from agent.cli.doctor.image_pools import MIN_BYTES, add_image_reports, find_open_images
 from agent.cli.doctor.model import ImageReport, VmReport, VmWatchState
 from agent.cli.doctor.rendering import render_reports
-from agent.cli.doctor.storage import MIN_BYTES, add_image_reports, find_open_images
 from agent.host.mounts import find_mount
 from agent.host.pools.image_location import read_mounts_of_process
 from agent.host.socket_permissions import User

@@ -128,7 +128,7 @@ def test_files_of_several_directories_are_read_and_unreadable_ones_are_none(chil
     assert (missing, count) == (None, b"%d" % count_open_descriptors(child.pid))
     assert others == [[b"1\n", None], [None]]
     process.close()
-    assert process.read("stat") is None
+    assert process.read_text_file("stat") is None
     assert process.read_files(requests[:1])[0].contents == [None, None, None]
 
 
@@ -145,7 +145,7 @@ def test_nothing_is_read_after_the_process_has_ended(child: subprocess.Popen[byt
 
 def test_an_endless_file_is_read_up_to_the_limit() -> None:
     process = Process(os.getpid())
-    text = process.read("/dev/zero")
+    text = process.read_text_file("/dev/zero")
     assert text is not None
     assert len(text) == 64 << 10
     process.close()
@@ -153,8 +153,8 @@ def test_an_endless_file_is_read_up_to_the_limit() -> None:
 
 def test_a_file_that_the_kernel_returns_in_parts_is_read_whole() -> None:
     process = Process(os.getpid())
-    assert process.read("maps") is not None
-    assert len(process.read("/proc/kallsyms") or "") == 64 << 10
+    assert process.read_text_file("maps") is not None
+    assert len(process.read_text_file("/proc/kallsyms") or "") == 64 << 10
     process.close()
 
 

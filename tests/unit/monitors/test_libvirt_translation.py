@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from agent.monitors.libvirt import qmp_translation
+from agent.monitors.libvirt import qmp_results_from_stats
 from agent.monitors.libvirt.devices import DomainDevices, parse_devices
-from agent.monitors.libvirt.qmp_translation import FetchedDomainData
+from agent.monitors.libvirt.qmp_results_from_stats import FetchedDomainData
 from agent.qmp.commands import Command
 from agent.qmp.errors import CommandError
 
@@ -51,7 +51,9 @@ def devices_of(*elements: str) -> DomainDevices:
 
 def translate(command: str, stats: Mapping[str, Any] = STATS, devices: DomainDevices | None = None) -> Any:
     devices = devices_of(disk_xml()) if devices is None else devices
-    return qmp_translation.build_qmp_result(Command(command), FetchedDomainData("uuid", "vm", stats, devices, {}))
+    return qmp_results_from_stats.build_qmp_result(
+        Command(command), FetchedDomainData("uuid", "vm", stats, devices, {})
+    )
 
 
 def without(*keys: str) -> dict[str, Any]:
@@ -143,7 +145,7 @@ def test_a_missing_value_fails_the_command_without_disabling_its_collector(comma
 def test_guest_statistics_lack_the_update_time_if_libvirt_does_not_report_it() -> None:
     snapshot = FetchedDomainData("uuid", "vm", without("balloon.last-update"), devices_of(), {})
     command = Command("qom-get", {"path": "/machine/peripheral/balloon0", "property": "guest-stats"})
-    assert qmp_translation.build_qmp_result(command, snapshot) == {"stats": {"stat-free-memory": 1 << 20}}
+    assert qmp_results_from_stats.build_qmp_result(command, snapshot) == {"stats": {"stat-free-memory": 1 << 20}}
 
 
 def test_devices_without_a_name_are_left_out() -> None:

@@ -76,7 +76,7 @@ def test_a_client_of_the_endpoint_reads_only_its_section_of_the_default_config(t
     config = tmp_path / "agent.yaml"
     config.write_text("monitors: [{dial: /run/*.qmp}]\nweb: {listen_address: 127.0.0.1:5}\n")
     modules = imported_modules(
-        "from argparse import Namespace; from pathlib import Path; from agent.cli import endpoint_options as options;"
+        "from argparse import Namespace; from pathlib import Path; from agent.cli import endpoint_url_and_credentials as options;"
         f" options.CONFIG_PATH = Path({str(config)!r});"
         " assert options.endpoint_url(Namespace(url='', config=None)) == 'http://127.0.0.1:5'"
     )

@@ -57,7 +57,7 @@ def parse_disk_level(text: str) -> DiskAlertLevel:
 
 @dataclass(frozen=True, slots=True)
 class LevelAsUsedBytes:
-    """An alert level of one disk as a number of bytes.
+    """An alert level of a disk, or of a file system in the guest, as a number of used bytes.
 
     Attributes:
         text: The level as written in the config.

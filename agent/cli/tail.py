@@ -102,6 +102,7 @@ async def _stream_lines(options: TailOptions, query: Mapping[str, str]) -> Async
 
     Raises:
         TailError: the agent rejects the request.
+        _ConnectionLostError: no agent answers, or the response ends early.
         EndpointCredentialsError: a file with credentials cannot be read.
     """
     request = open_response(options.credentials, "GET", options.url, "/records", params=query, seconds=RESPONSE_SECONDS)

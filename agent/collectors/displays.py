@@ -66,7 +66,7 @@ def _collect_spice(replies: Replies) -> Iterable[Sample]:
 
 
 def _host_and_port(endpoint: dict[str, Any]) -> FieldValues:
-    """Return the host and the port of an address or a client. In a reply about VNC, the field `service` is the port."""
+    """Return the host and the port of a VNC or SPICE client, or of a VNC server. QEMU calls the port of VNC `service`."""
     raw = {"host": endpoint.get("host"), "port": endpoint.get("service", endpoint.get("port"))}
     return {key: sanitize(value, 128) for key, value in raw.items() if isinstance(value, str)}
 

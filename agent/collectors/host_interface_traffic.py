@@ -25,7 +25,7 @@ _MACVTAP_COUNTERS = tuple(_OTHER_DIRECTION[counter[:2]] + counter[2:] for counte
 
 
 class _DescribedInterface:
-    """A network interface, with the labels and values of its samples that are the same at each poll.
+    """A network interface, and what does not change between two polls: the labels and the constant values of its samples.
 
     Attributes:
         name: the interface's name on the host.

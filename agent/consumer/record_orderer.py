@@ -79,7 +79,7 @@ class _Chain:
         held: waiting records, by `sequence`.
         order: sequences of the waiting records, as a heap.
         gaps: gaps that late records can fill, each as two sequences: of the last record before the gap, and of the last missing record.
-        unreported: `sequence` of the last record before the consumer's start. No gap up to this sequence was reported.
+        unreported: `sequence` of the last record that was sent before the consumer began to read. Gaps up to it are not reported.
     """
 
     last: str = ""

@@ -163,11 +163,11 @@ class History:
         return self._rings[0].last_time
 
     def points(self, seconds: float, after: float = 0.0) -> Iterator[tuple[float, Sequence[float]]]:
-        """Yield the points of a time range up to the newest point, oldest first, in the finest resolution that covers the range.
+        """Yield the points of the last `seconds` before the newest point, oldest first, in the finest resolution that covers this range.
 
         Args:
             seconds: length of the range.
-            after: leave out points up to this time, in seconds since the epoch.
+            after: yield only later points; in seconds since the epoch.
         """
         place = next((i for i, resolution in enumerate(RESOLUTIONS) if resolution.range_seconds >= seconds), -1)
         ring, columns = self._rings[place], self._columns

@@ -146,8 +146,8 @@ class Snapshot:
     def one_view_per_uuid(self) -> Iterator[tuple[Vm, VmView]]:
         """Yield the attached VMs, one for each UUID.
 
-        During a migration within the host, two QEMUs have the same UUID. The first QEMU is yielded until its guest has stopped for the
-        migration and the guest of the second QEMU runs. So a clone or a compromised QEMU cannot replace another VM by reporting its UUID.
+        During a migration within the host, two QEMUs have the same UUID. The method yields the first QEMU until its guest has stopped for
+        the migration and the second guest runs. So a clone or a compromised QEMU cannot replace another VM by reporting its UUID.
         """
         holders: dict[str, VmView] = {}
         for vm, view in self._views.items():

@@ -41,9 +41,9 @@ class VmHostInterface:
 
     Attributes:
         name: name of the interface on the host, such as tap0, or ens1f0v3 for a virtual function.
-        extra_values: values of the sample that do not come from a `KernelFilesToRead`, by name, such as the kind of the interface.
-        directions_swapped: whether packets that the interface sends are packets that the guest receives. True for a tap, False for a
-            macvtap.
+        extra_values: values of the sample that no poll reads from kernel files, by name, such as the kind of the interface.
+        directions_swapped: whether the guest receives the packets that the interface counts as sent. True for a tap; False for a macvtap
+            and a virtual function.
         same_netns: whether the interface is in the agent's network namespace.
         vf: the virtual function; None for a tap and a macvtap.
     """

@@ -38,7 +38,7 @@ class OverviewSource(Protocol):
         """Return the firing alerts as JSON."""
 
     def disk_alert_levels_in_bytes(self, vm: Vm, device: str, /) -> Sequence[tuple[str, int]]:
-        """Return the alert levels of a disk's usage, lowest first: the text of each level in the config, and its number of used bytes."""
+        """Return the levels at which a disk's usage fires an alert, lowest first: each as written in the config, and in used bytes."""
 
     def latency_histogram_owner(self, vm: Vm, device: str, /) -> str:
         """Return which client has set a disk's latency histograms: `agent` or `other`; empty if unknown."""

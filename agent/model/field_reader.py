@@ -321,9 +321,10 @@ def _text_converter(_: object) -> Convert:
 
 
 def _histogram_converter(to_base: ToBase) -> Convert:
-    """Return a converter of a histogram, which QEMU sends as an object with three keys.
+    """Return a converter of a histogram: QEMU's `boundaries` and `bins`, and the `sum` that the collector adds.
 
-    `boundaries` has the lower bounds of all bins except the first. `bins` has the count of each bin. `sum` is the total duration.
+    `boundaries` has the lower bounds of all bins except the first. `bins` has the count of each bin. `sum` is the total duration; None if
+    unknown.
     """
 
     def convert(raw: Any) -> FieldValues | None:

@@ -130,7 +130,7 @@ class DiscoveryListener(Protocol):
         """
 
     def on_agent_refused_incoming_connection(self, address: str, reason: str) -> None:
-        """Handle a connection that the agent refused at its `listen` address; `reason` is the value of a metric's label."""
+        """Handle a connection that the agent refused at its `listen` address. A metric has the reason as a label."""
 
 
 class Discoverer(Protocol):

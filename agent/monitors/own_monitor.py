@@ -1,6 +1,6 @@
-"""A dedicated monitor that the agent adds to QEMU 11.1 and newer, over a monitor that the agent shares with another client.
+"""A monitor for the agent alone. The agent adds it to QEMU 11.1 or newer, through a monitor that the agent shares with another client.
 
-A QEMU that can add monitors has its monitors as QOM objects. So one `qom-list` shows whether QEMU can add monitors.
+If QEMU can add monitors, its monitors are QOM objects. So one `qom-list` shows whether QEMU can add monitors.
 QEMU deletes the added monitor, its character device and its socket file when the agent disconnects (`close-action`). The agent connects to
 the shared monitor for each poll if QEMU cannot add a monitor.
 """

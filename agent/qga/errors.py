@@ -30,7 +30,7 @@ class UnreadableGuestReplyError(GuestAgentError):
 
 
 class GuestAgentCommandNotAllowedError(GuestAgentError):
-    """The command is not on the allow-list, because of a bug in the agent."""
+    """The agent tried to send a command that is not on its allow-list, or a wrong synchronization number. This is a bug in the agent."""
 
 
 class GuestAgentCommandError(GuestAgentError):

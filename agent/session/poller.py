@@ -102,7 +102,7 @@ class Poller:
             self._observer.on_samples(self._vm, collector.families, samples, min(time_ns, time.time_ns()))
 
     async def poll(self, names: Iterable[str]) -> bool:
-        """Send the commands of collectors to QEMU, and report the samples. Return False if QEMU stalled before all collectors replied.
+        """Poll collectors by name: send their commands to QEMU, and report the samples. Return False if QEMU stalled first.
 
         Raises:
             QmpError: the connection ended.
@@ -215,7 +215,7 @@ class Poller:
         return [(collector, own) for collector, own in replies_by_collector if collector.name not in unclear]
 
     def _isolate_collector(self, name: str) -> None:
-        """Make a collector due now, to be polled alone, because one of the collectors in the same write caused a failure."""
+        """Poll a collector again now, in a write of its own, because a collector in the shared write caused a failure."""
         self._failures.isolate(name)
         self._schedule.schedule_by(name, time.monotonic())
 

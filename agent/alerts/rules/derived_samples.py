@@ -93,7 +93,7 @@ def _memory_under_balloon(
 
 
 def all_sample_derivations(ages: ExternalSnapshotAges) -> tuple[SampleDerivation, ...]:
-    """Return the derivation of each derived family.
+    """Return an object for each family whose samples the agent computes from samples of other families.
 
     Args:
         ages: the external snapshots of all VMs. The derivation of disk chains updates this object.

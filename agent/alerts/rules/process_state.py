@@ -59,7 +59,7 @@ class VmProcessState:
         failed_jobs: Ids of the jobs whose failure the agent has reported.
         migration_ns: Time of the newest migration status.
         collectors_to_poll: Names of the collectors to run now.
-        slots_read: Devices whose write threshold was read from QEMU after the last command or event for that threshold.
+        slots_read: Devices whose write threshold was read from QEMU after the agent last set it or QEMU last reported it as exceeded.
         is_start_stored: Whether the VM's persistent entry shows that the guest has run or was reset.
         has_run_state: Whether the run state was polled since the process was attached.
         detached_at: Monotonic time in seconds at which the agent detached from the process; None while the agent is attached.

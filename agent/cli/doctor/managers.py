@@ -23,9 +23,10 @@ class VmManager:
     Attributes:
         name: the manager's name.
         signature: a regular expression that identifies the manager's VMs by command line, config files or monitor paths.
-        reserved_monitors: a regular expression for the addresses of monitors that the manager needs, even between its connections.
+        reserved_monitors: a regular expression for the addresses of monitors that the agent must not use. The manager needs them, even
+            while it is not connected.
         steps: the change that lets the agent watch a VM, line by line. `manager_steps` replaces the placeholders.
-        uri: the libvirt URI; empty if the manager does not use libvirt. Without libvirt, the steps make QEMU connect to the agent.
+        uri: the libvirt URI; empty if the manager does not use libvirt. If it is empty, the steps make QEMU connect to the agent.
         section: the section of docs/reference/monitors.md that explains the change.
         holds_monitors: whether the manager stays connected to its monitors, so that the agent cannot share them.
     """

@@ -132,9 +132,8 @@ class Journal:
             del self._reads[queue.name]
             reading.result()
         elif queue.backlog:
-            _log.error(
-                "journal %s: the disk does not respond: newer %s in memory are sent first", self.path, queue.name
-            )
+            text = "journal %s: the disk does not respond: the %s in memory are sent before the older ones on disk"
+            _log.error(text, self.path, queue.name)
             queue.journaling.postpone_unreadable_backlog()
 
     async def _read_backlog(self, queue: RecordQueue, max_records: int, max_bytes: int) -> None:

@@ -145,7 +145,10 @@ def _read_intact(db: sqlite3.Connection, query: str, queue: str) -> Iterator[Enc
 
 
 def _keep_in_order(records: Iterator[EncodedRecord], sign: int) -> Iterator[EncodedRecord]:
-    """Yield the records whose row numbers rise (sign 1) or fall (sign -1). Leave out other records, which are on a damaged page."""
+    """Yield the records in the order of their rows: rising with sign 1, falling with sign -1. Leave out records that break the order.
+
+    Such records come from a damaged page.
+    """
     yielded = held = None
     for record in records:
         row = sign * (record.row or 0)

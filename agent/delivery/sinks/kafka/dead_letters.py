@@ -1,7 +1,7 @@
-"""Sends dead letters to a topic: records that their own topic rejects as too large. The journal also stores dead letters.
+"""Sends dead letters to the dead-letter topic. A dead letter is a record that Kafka rejected as too large for the record's topic.
 
-A dead letter is the record's message with additional headers about the rejection. The dead letter lacks the record's `data` if the whole
-message is also too large for the dead-letter topic.
+The journal also stores dead letters. The message of a dead letter has additional headers about the rejection. The message has no `data`
+if it is too large for the dead-letter topic, too.
 """
 
 import asyncio

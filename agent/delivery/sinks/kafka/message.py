@@ -107,7 +107,7 @@ class StructuredMessageEncoder:
         return record.key.encode(), record.body, headers
 
     def _parse_headers(self, record: EncodedRecord) -> list[Header]:
-        """Return the headers of a record from the journal. Parse the body, because the journal does not store the record's other fields."""
+        """Return the headers of a record from the journal. The values come from the body, because the journal does not store them apart."""
         attributes, _ = _split_body(record)
         names = [name for name in self._filters if name in attributes]
         return [_STRUCTURED_TYPE, *((f"{HEADER_PREFIX}{name}", str(attributes[name]).encode()) for name in names)]
@@ -126,7 +126,7 @@ class StructuredMessageEncoder:
         return headers
 
     def _make_own_headers(self, record: EncodedRecord, vm: Vm) -> list[Header]:
-        """Return the headers with a value that differs between records of one type."""
+        """Return the headers whose values depend on the record, and not only on its type and severity."""
         values = {
             HeaderAttribute.HOST: sanitize(vm.host),
             HeaderAttribute.SOURCE: vm.source,

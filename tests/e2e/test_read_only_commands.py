@@ -200,7 +200,7 @@ def test_requests_are_encoded_in_one_file_and_written_in_one_function() -> None:
         "cli/capture/capture_file.py",
         "cli/capture/replay.py",
     }  # read captures, and replay them as a server
-    assert encoders <= {"qmp/commands.py", "qga/commands.py", "cli/demo/control.py", *captures}
+    assert encoders <= {"qmp/commands.py", "qga/commands.py", "cli/demo/guest_qmp_client.py", *captures}
     assert written == {"client.py"}
     writers = re.findall(
         r"    def (\w+)\((?:(?!    def ).)*?\.write\(", (ROOT / "agent/qmp/client.py").read_text(), re.DOTALL

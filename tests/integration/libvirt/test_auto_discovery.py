@@ -91,12 +91,12 @@ def can(action):
     except (OSError, libvirt.libvirtError):
         return False
 
-scan = LibvirtDaemonScanner().scan()
+scan = LibvirtDaemonScanner().scan_proc()
 daemons = [daemon for daemon in scan.daemons.values() if daemon.container == sys.argv[1]]
 qemus = [pid for (namespace, _), pid in scan.qemus.items() if daemons and namespace == daemons[0].pid_namespace]
 print(json.dumps([
     len(daemons),
-    bool(daemons) and can(lambda: libvirt.open(daemons[0].uri)),
+    bool(daemons) and can(lambda: libvirt.open(daemons[0].connection_uri)),
     bool(qemus) and all(can(lambda: Path(f"/proc/{pid}/io").read_text()) for pid in qemus),
 ]))
 """

@@ -33,7 +33,7 @@ DISCOVERY_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """The outcome of one check.
 
     Attributes:
@@ -45,16 +45,16 @@ class Finding:
     text: str
 
 
-def _passed_finding(text: str) -> Finding:
-    return Finding(ok=True, text=text)
+def _passed(text: str) -> CheckResult:
+    return CheckResult(ok=True, text=text)
 
 
-def _failed_finding(text: str) -> Finding:
-    return Finding(ok=False, text=text)
+def _failed(text: str) -> CheckResult:
+    return CheckResult(ok=False, text=text)
 
 
-async def run_all_checks(config: Config, watched: Collection[str] = ()) -> AsyncIterator[Finding]:
-    """Run all checks of a config, and yield each finding as soon as the check ends.
+async def run_all_checks(config: Config, watched: Collection[str] = ()) -> AsyncIterator[CheckResult]:
+    """Run all checks of a config, and yield each result as soon as the check ends.
 
     Args:
         config: the config.
@@ -72,7 +72,7 @@ async def run_all_checks(config: Config, watched: Collection[str] = ()) -> Async
                 yield await checked
     for build, commands in context.build_commands.items():
         if limitations := list(_describe_missing_commands(commands, context.collectors.by_name.values())):
-            yield _passed_finding(f"QEMU {build.version}: {'; '.join(limitations)}")
+            yield _passed(f"QEMU {build.version}: {'; '.join(limitations)}")
     for finding in _check_journal(config):
         yield finding
     yield await _check_endpoint(config)
@@ -86,7 +86,7 @@ class _DiscoveryRecorder:
 
     def __init__(self) -> None:
         self.monitors: dict[tuple[object, ...], Monitor] = {}
-        self.status: asyncio.Future[Finding] = asyncio.get_running_loop().create_future()
+        self.status: asyncio.Future[CheckResult] = asyncio.get_running_loop().create_future()
 
     def on_monitor_added(self, monitor: Monitor) -> None:
         self.monitors[monitor.key] = monitor
@@ -102,7 +102,7 @@ class _DiscoveryRecorder:
         )
         if not self.status.done():
             self.status.set_result(
-                Finding(ok=error is None and not limitation, text=f"{sanitize(source.name)}: {text}")
+                CheckResult(ok=error is None and not limitation, text=f"{sanitize(source.name)}: {text}")
             )
 
     def on_agent_refused_incoming_connection(self, address: str, reason: str) -> None:
@@ -110,7 +110,7 @@ class _DiscoveryRecorder:
 
 
 @contextlib.asynccontextmanager
-async def _search_monitors(discoverer: Discoverer) -> AsyncIterator[tuple[list[Monitor], list[Finding]]]:
+async def _search_monitors(discoverer: Discoverer) -> AsyncIterator[tuple[list[Monitor], list[CheckResult]]]:
     """Yield the monitors that a discoverer finds, and the findings about the discoverer itself.
 
     A discoverer that needs a connection, such as libvirt's, stays connected while the `with` block runs.
@@ -129,67 +129,67 @@ async def _search_monitors(discoverer: Discoverer) -> AsyncIterator[tuple[list[M
             status = await recorder.status
         yield list(recorder.monitors.values()), [status]
     except TimeoutError:
-        yield [], [_failed_finding(f"{discoverer}: no connection within {DISCOVERY_SECONDS:g} s")]
+        yield [], [_failed(f"{discoverer}: no connection within {DISCOVERY_SECONDS:g} s")]
     finally:
         running.cancel()
         await asyncio.wait({running})
 
 
-def _check_journal(config: Config) -> Iterator[Finding]:
+def _check_journal(config: Config) -> Iterator[CheckResult]:
     if not config.configured_sink_section.journaled:
         return
     directory = config.journal.directory
     existing = directory if directory.exists() else next(parent for parent in directory.parents if parent.exists())
     if not os.access(existing, os.W_OK | os.X_OK) or not existing.is_dir():
-        yield _failed_finding(f"journal: {directory} cannot be created or written: this user cannot write {existing}")
+        yield _failed(f"journal: {directory} cannot be created or written: this user cannot write {existing}")
         return
-    yield _passed_finding(f"journal: {directory}")
+    yield _passed(f"journal: {directory}")
     for path in quarantined_files(directory):
         text = f"journal: {path} is damaged and quarantined; see `qmp-agent journal`, and remove the file when you no longer need it"
-        yield _failed_finding(text)
+        yield _failed(text)
 
 
-def _explain_missing_sockets(discoverer: DialDiscoverer) -> Finding:
+def _explain_missing_sockets(discoverer: DialDiscoverer) -> CheckResult:
     if problem := discoverer.path_problem():
-        return _failed_finding(f"{discoverer.pattern}: {problem}")
-    return _passed_finding(f"{discoverer.pattern}: no socket exists now; the agent watches for new ones")
+        return _failed(f"{discoverer.pattern}: {problem}")
+    return _passed(f"{discoverer.pattern}: no socket exists now; the agent watches for new ones")
 
 
-def _check_listen_address(discoverer: ListenDiscoverer) -> Finding:
+def _check_listen_address(discoverer: ListenDiscoverer) -> CheckResult:
     address = discoverer.address
     try:
         discoverer.bind().close()
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            return _passed_finding(f"{address}: address in use (probably by the running agent)")
-        return _failed_finding(f"{address}: cannot listen: {error.strerror or error}")
+            return _passed(f"{address}: address in use (probably by the running agent)")
+        return _failed(f"{address}: cannot listen: {error.strerror or error}")
     if not address.startswith("tcp:"):
         Path(address).unlink(missing_ok=True)
-    return _passed_finding(f"{address}: the agent can listen")
+    return _passed(f"{address}: the agent can listen")
 
 
 async def _check_monitor(
     monitor: Monitor, context: SessionContext, watched: Collection[str], slots: asyncio.Semaphore
-) -> Finding:
+) -> CheckResult:
     name = sanitize(monitor.name)
     async with slots:
         try:
             client = await monitor.open(context.allow, lambda _: None, deadline=context.settings.greeting_seconds)
         except MonitorBusyError as error:
             if name in watched:
-                return _passed_finding(f"{name}: the running agent watches it")
-            return _failed_finding(f"{name}: {error}; run `sudo qmp-agent doctor` for details")
+                return _passed(f"{name}: the running agent watches it")
+            return _failed(f"{name}: {error}; run `sudo qmp-agent doctor` for details")
         except ConnectPermissionError as error:
-            return _failed_finding(f"{name}: {error}; run `sudo qmp-agent doctor` for details")
+            return _failed(f"{name}: {error}; run `sudo qmp-agent doctor` for details")
         except QmpError as error:
-            return _failed_finding(f"{name}: {error}")
+            return _failed(f"{name}: {error}")
         try:
             replies = await client.execute(
                 (*identity_and_features.IDENTITY_COMMANDS, identity_and_features.QUERY_COMMANDS),
                 deadline=context.settings.response_seconds,
             )
         except QmpError as error:
-            return _failed_finding(f"{name}: {error}")
+            return _failed(f"{name}: {error}")
         finally:
             client.close()
         vm = identity_and_features.identify(context.settings.host, monitor.name, replies[:-1])
@@ -197,7 +197,7 @@ async def _check_monitor(
         build = identity_and_features.qemu_build_of(client.greeting)
         if build.version and (commands := identity_and_features.parse_command_names(replies[-1])):
             context.build_commands[build] = commands
-        return _passed_finding(f"{name}: {vm.name} ({vm.uuid}), QEMU {build.version or 'of an unknown version'}")
+        return _passed(f"{name}: {vm.name} ({vm.uuid}), QEMU {build.version or 'of an unknown version'}")
 
 
 def _describe_missing_commands(available: frozenset[str], collectors: Iterable[Collector]) -> Iterator[str]:
@@ -211,7 +211,7 @@ def _describe_missing_commands(available: frozenset[str], collectors: Iterable[C
             yield f"{collector.name} is {'off' if is_off else 'limited'} without {' and '.join(missing)}"
 
 
-async def _check_endpoint(config: Config) -> Finding:
+async def _check_endpoint(config: Config) -> CheckResult:
     address, path = config.web.listen_address, config.web.config_file
     try:
         web_config = await asyncio.to_thread(
@@ -219,19 +219,19 @@ async def _check_endpoint(config: Config) -> Finding:
         )
         is_free = await asyncio.to_thread(_can_bind, address)
     except EndpointSetupError as error:
-        return _failed_finding(f"endpoint: {error}")
+        return _failed(f"endpoint: {error}")
     except OSError as error:
-        return _failed_finding(f"endpoint: {error.strerror or error}")
+        return _failed(f"endpoint: {error.strerror or error}")
     if not is_free:
-        return _passed_finding(f"endpoint: {address} is in use, by the running agent or by another program")
+        return _passed(f"endpoint: {address} is in use, by the running agent or by another program")
     if web_config.config.requires_authentication:
-        return _passed_finding(f"endpoint: {address} requires authentication ({path})")
+        return _passed(f"endpoint: {address} requires authentication ({path})")
     if is_loopback(address):
-        return _passed_finding(f"endpoint: {address} is readable by every user of this host")
+        return _passed(f"endpoint: {address} is readable by every user of this host")
     text = (
         f"endpoint: {address} is readable by every client that reaches it; web.config_file can require authentication"
     )
-    return _passed_finding(text)
+    return _passed(text)
 
 
 def _can_bind(address: str) -> bool:
@@ -250,25 +250,25 @@ def _can_bind(address: str) -> bool:
     return True
 
 
-async def _check_alertmanagers(config: Config) -> list[Finding]:
+async def _check_alertmanagers(config: Config) -> list[CheckResult]:
     """Send a request without alerts to each Alertmanager."""
     if config.alerts.alertmanager is None:
         return []
     client = AlertmanagerClient(config.alerts.alertmanager, AlertmanagerRequests(config.host, time.time()))
     await client.probe()
     return [
-        Finding(member.error is None, f"Alertmanager: {member.name}{f': {member.error}' if member.error else ''}")
+        CheckResult(member.error is None, f"Alertmanager: {member.name}{f': {member.error}' if member.error else ''}")
         for member in client.members
     ]
 
 
-async def _check_sink(config: Config) -> Finding:
+async def _check_sink(config: Config) -> CheckResult:
     sink = build_sink(config)
     if config.configured_sink_section is config.jsonl and config.jsonl.path is None:
-        return _passed_finding("sink: standard output, because neither kafka nor jsonl.path is set")
+        return _passed("sink: standard output, because neither kafka nor jsonl.path is set")
     try:
         await sink.open()
     except SinkError as error:
-        return _failed_finding(f"sink: {sink.name}: {error}")
+        return _failed(f"sink: {sink.name}: {error}")
     await sink.close()
-    return _passed_finding(f"sink: {sink.name}")
+    return _passed(f"sink: {sink.name}")

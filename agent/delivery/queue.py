@@ -128,7 +128,7 @@ class RecordQueue(QueueContents):
         self.in_flight = batch
 
     def take_from_disk(self, records: Sequence[EncodedRecord], corrupt: int, last_read_row: int) -> None:
-        """Take records that the journal has read from the backlog, and put them in flight.
+        """Put the records that the journal has just read in flight, and remove their rows from the backlog.
 
         Args:
             records: the intact records, oldest first.

@@ -167,9 +167,9 @@ class Poller:
         await self._executor.wait_until_qemu_responds(error)
 
     def isolate_batch_after_protocol_error(self, batch: Batch[Collector], error: ProtocolError) -> None:
-        """Isolate the collectors of a batch whose replies were due when a violation of the protocol ended the connection.
+        """Isolate the collectors that waited for replies when a protocol error ended the connection.
 
-        On the next connection, the agent polls these collectors one by one. A batch's only collector is switched off for a time.
+        On the next connection, the agent polls these collectors one by one. If the batch has one collector, switch it off for a time.
         """
         for collector, _ in batch:
             if len(batch) > 1:

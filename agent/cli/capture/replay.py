@@ -112,7 +112,10 @@ class ReplayedMonitor:
         self._requests: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Replay the capture on the first connection. At a second connection, set `ended`."""
+        """Replay the capture on the first connection, and set `ended` at its end.
+
+        If QEMU closed the captured connection, set `ended` when the agent reconnects.
+        """
         if self._start is None:
             self._start = time.monotonic()
             _send(writer, self._capture.greeting)

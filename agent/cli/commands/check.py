@@ -22,13 +22,13 @@ def execute(parsed: argparse.Namespace) -> int:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # `run_all_checks` reports the error
     failures = []
 
-    async def print_findings() -> None:
-        async for finding in run_all_checks(config, await _watched_monitors(configured_endpoint_url(config.web))):
-            print(f"{'ok' if finding.ok else 'FAIL':4}  {finding.text}", flush=True)
-            if not finding.ok:
-                failures.append(finding)
+    async def print_results() -> None:
+        async for result in run_all_checks(config, await _watched_monitors(configured_endpoint_url(config.web))):
+            print(f"{'ok' if result.ok else 'FAIL':4}  {result.text}", flush=True)
+            if not result.ok:
+                failures.append(result)
 
-    run_coroutine(print_findings())
+    run_coroutine(print_results())
     if os.geteuid() == 0:
         print("note  root has more permissions than the agent's user; for an exact result, run check as that user")
     return 1 if failures else 0

@@ -122,7 +122,7 @@ class _VmInspector:
         """Return the report on this VM.
 
         Args:
-            holders: the pids of the processes at the other ends of the connections, by the inode of the socket at the other end.
+            holders: the pids of the processes that own the peer sockets of connections, by the peer socket's inode.
         """
         monitors = tuple(self._inspect_monitor(monitor, address, holders) for monitor, address in self._monitors)
         monitors += tuple(self._hotplugged_monitors(holders))

@@ -56,7 +56,10 @@ class Token:
 
 
 class OidcTokenProvider(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka has no types
-    """Fetches tokens by OAuth 2.0 client credentials (RFC 6749, section 4.4). Connections share a token while it is fresh."""
+    """Fetches tokens by OAuth 2.0 client credentials (RFC 6749, section 4.4). Connections share a token while it is fresh.
+
+    If the agent cannot refresh the token, connections use the last token until it expires.
+    """
 
     def __init__(
         self, config: OauthConfig, extensions: Mapping[str, str], clock: Callable[[], float] = time.monotonic

@@ -97,7 +97,7 @@ def _accept_any_peer(_pid: int | None) -> str:
 
 
 def _check_peer(expected: int | None, pid: int | None) -> str:
-    """Return why the agent must not use the channel; empty if the VM's QEMU listens on the channel's socket.
+    """Return why the agent must not use the channel; empty if the VM's QEMU listens on it, or any QEMU if `expected` is None.
 
     Args:
         expected: process ID of the VM's QEMU; None if unknown.

@@ -39,7 +39,7 @@ class SocketTableEntry:
     """One socket.
 
     Attributes:
-        state: the kernel's number of the socket's state, such as `ESTABLISHED`. Unix sockets use the same numbers as TCP sockets.
+        state: the socket's state as the kernel's number, such as 1 for `ESTABLISHED`. Unix sockets use the same numbers as TCP sockets.
         address: the path that the socket is bound to, or `tcp:PORT`.
         peer: inode of the socket at the other end; 0 if the other end is not on this host.
         remote: `tcp:PORT` of the other end; empty for a Unix socket.

@@ -123,7 +123,7 @@ class DialPerPollConnection:
         """Connect and disconnect repeatedly, with growing delays, until QEMU answers.
 
         Raises:
-            QmpError: the connection ended first.
+            QmpError: the agent gave up the monitor before QEMU answered, for example because another VM's QEMU listens there now.
         """
         attempt = 0
         while True:

@@ -322,10 +322,10 @@ async def wait_until(
 ) -> None:
     """Call a predicate every 20 ms until it returns a true value.
 
-    The function calls the predicate at least twice for each second of `timeout`. So a busy machine causes no early timeout.
+    Before it gives up, the function calls the predicate at least twice for each second of `timeout`. A busy machine may prolong the wait.
 
     Raises:
-        TimeoutError: the predicate returns no true value within `timeout` seconds.
+        TimeoutError: no call before the end of the wait returned a true value.
     """
     deadline, least_calls = time.monotonic() + timeout, 2 * timeout
     for calls in itertools.count(1):

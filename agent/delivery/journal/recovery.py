@@ -223,12 +223,13 @@ def rebuild_journal(path: Path, connect: OpenDatabase, plans: Mapping[str, Queue
     """Quarantine a damaged file, and create a new file with the records in flight and the readable records of the backlog.
 
     Args:
-        path: path of the damaged file, and of the new file.
+        path: path of the damaged file. The damaged file gets another name, and the new file gets this path.
         connect: opens the new file.
         plans: what to copy, by queue.
 
     Raises:
-        JournalError: the damaged file cannot be renamed, or the new file cannot be created. The damaged file is at `path` again.
+        JournalError: the damaged file cannot be renamed, or the new file cannot be created or filled.
+            The damaged file then has its old path.
     """
     quarantined = quarantine_file(path)
     try:

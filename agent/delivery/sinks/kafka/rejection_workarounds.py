@@ -27,7 +27,7 @@ class RejectionWorkarounds:
         return max_bytes if time.monotonic() < until else math.inf
 
     def stop_timestamps(self, topic: str) -> bool:
-        """Send a topic's messages without timestamps for the duration of a workaround. Return True the first time for a topic."""
+        """Send a topic's messages without timestamps until the workaround ends. Return whether this is the first call for the topic."""
         is_first = topic not in self._without_timestamps
         self._without_timestamps[topic] = time.monotonic() + self._seconds
         return is_first

@@ -79,7 +79,7 @@ class OidcTokenProvider(AbstractTokenProvider):  # type: ignore[misc]  # aiokafk
         """Return a token that has not expired.
 
         Raises:
-            TokenError: the endpoint returns no token, and the last token has expired.
+            TokenError: the endpoint returns no token, and no earlier token is still valid.
         """
         async with self._lock:
             if self._token is None or not self._token.is_fresh(self._clock()):

@@ -62,9 +62,9 @@ async def run_all_checks(config: Config, watched: Collection[str] = ()) -> Async
     """
     context = SessionContext(session_settings(config))
     for discoverer in build_discoverers(config).values():
-        async with _search_monitors(discoverer) as (monitors, findings):
-            for finding in findings:
-                yield finding
+        async with _search_monitors(discoverer) as (monitors, results):
+            for result in results:
+                yield result
             slots = asyncio.Semaphore(MAX_CONCURRENT_CHECKS)
             for checked in asyncio.as_completed(
                 [_check_monitor(monitor, context, watched, slots) for monitor in monitors]
@@ -73,11 +73,11 @@ async def run_all_checks(config: Config, watched: Collection[str] = ()) -> Async
     for build, commands in context.build_commands.items():
         if limitations := list(_describe_missing_commands(commands, context.collectors.by_name.values())):
             yield _passed(f"QEMU {build.version}: {'; '.join(limitations)}")
-    for finding in _check_journal(config):
-        yield finding
+    for result in _check_journal(config):
+        yield result
     yield await _check_endpoint(config)
-    for finding in await _check_alertmanagers(config):
-        yield finding
+    for result in await _check_alertmanagers(config):
+        yield result
     yield await _check_sink(config)
 
 
@@ -111,7 +111,7 @@ class _DiscoveryRecorder:
 
 @contextlib.asynccontextmanager
 async def _search_monitors(discoverer: Discoverer) -> AsyncIterator[tuple[list[Monitor], list[CheckResult]]]:
-    """Yield the monitors that a discoverer finds, and the findings about the discoverer itself.
+    """Yield the monitors that a discoverer finds, and the results about the discoverer itself.
 
     A discoverer that needs a connection, such as libvirt's, stays connected while the `with` block runs.
     """
